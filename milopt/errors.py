@@ -1,0 +1,33 @@
+"""What milopt raises when the fault lies in what it was given."""
+
+from __future__ import annotations
+
+__all__ = ["EvaluationError", "MiloptError", "PackageError", "PassError", "UnsupportedOps"]
+
+
+class MiloptError(ValueError):
+    """Bad input. The message is one line: which file or op, what is wrong, what to do.
+
+    The command line prints it and exits with status 2; anything else that escapes is a bug in milopt.
+    """
+
+
+class PackageError(MiloptError):
+    """A package can't be read or written."""
+
+
+class PassError(MiloptError):
+    """A pass is unknown, has wrong options, or can't run on this program."""
+
+
+class EvaluationError(MiloptError):
+    """A program can't be evaluated on the given inputs."""
+
+
+class UnsupportedOps(EvaluationError):
+    """The program holds ops the interpreter has no implementation of; ``ops`` maps op type to op names."""
+
+    def __init__(self, ops: dict[str, list[str]]) -> None:
+        self.ops = ops
+        listed = ", ".join(f"{kind} ({len(names)}x, e.g. {names[0]!r})" for kind, names in sorted(ops.items()))
+        super().__init__(f"the interpreter has no implementation of: {listed}")
