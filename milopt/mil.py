@@ -7,7 +7,7 @@ are handed (:class:`milopt.building.Builder`), which places, names and scopes wh
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from coremltools import target
@@ -117,7 +117,4 @@ def named_blocks(functions: Mapping[str, Function]) -> Iterator[tuple[str, Block
 
 def flat(values: Any) -> tuple[Any, ...]:
     """A tuple of what was given alone or in a sequence."""
-    if isinstance(values, (list, tuple)):
-        several: Sequence[Any] = values
-        return tuple(several)
-    return (values,)
+    return tuple(cast("Sequence[Any]", values)) if isinstance(values, (list, tuple)) else (values,)
