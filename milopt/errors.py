@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EvaluationError", "MiloptError", "PackageError", "PassError", "UnsupportedOps"]
+__all__ = ["EvaluationError", "MiloptError", "PackageError", "PassError", "UnsupportedOps", "VerificationError"]
 
 
 class MiloptError(ValueError):
@@ -31,3 +31,11 @@ class UnsupportedOps(EvaluationError):
         self.ops = ops
         listed = ", ".join(f"{kind} ({len(names)}x, e.g. {names[0]!r})" for kind, names in sorted(ops.items()))
         super().__init__(f"the interpreter has no implementation of: {listed}")
+
+
+class VerificationError(MiloptError):
+    """A rewritten program differs from the original; ``verdict`` says where."""
+
+    def __init__(self, message: str, verdict: object) -> None:
+        self.verdict = verdict
+        super().__init__(message)

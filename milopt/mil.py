@@ -6,7 +6,9 @@ are handed (:class:`milopt.building.Builder`), which places, names and scopes wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import importlib
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -23,16 +25,24 @@ __all__ = [
     "Target",
     "Var",
     "arguments",
+    "building_in",
     "constant",
     "dtype_name",
     "flat",
     "is_constant",
+    "is_dead",
     "is_output",
+    "is_removed",
     "is_state",
     "is_symbolic",
     "mb",
     "named_blocks",
+    "new_ops",
     "operations",
+    "preceding",
+    "remove_if_dead",
+    "remove_ops",
+    "replace_uses",
     "shape_of",
     "target",
     "types",
@@ -41,6 +51,7 @@ __all__ = [
 
 Target = target
 mb: Any = _Builder
+_block_module: Any = importlib.import_module("coremltools.converters.mil.mil.block")
 
 
 def operations(block: Block) -> Iterator[Operation]:
@@ -118,3 +129,78 @@ def named_blocks(functions: Mapping[str, Function]) -> Iterator[tuple[str, Block
 def flat(values: Any) -> tuple[Any, ...]:
     """A tuple of what was given alone or in a sequence."""
     return tuple(cast("Sequence[Any]", values)) if isinstance(values, (list, tuple)) else (values,)
+
+
+def preceding(op: Operation) -> Operation | None:
+    """The op right before ``op`` in its block."""
+    # coremltools keeps a block's ops in a linked list, and offers no other way than the node to step in it
+    node = cast("Any", op.enclosing_block.operations)._get_node_from_op(op).prev
+    return None if node is None else node.op
+
+
+def new_ops(anchor: Operation, since: Operation | None) -> list[Operation]:
+    """The ops between ``since`` (what preceded ``anchor`` earlier) and ``anchor``, in program order."""
+    ops: list[Operation] = []
+    op = preceding(anchor)
+    while op is not None and op is not since:
+        ops.append(op)
+        op = preceding(op)
+    return ops[::-1]
+
+
+@contextmanager
+def building_in(block: Block) -> Generator[None]:
+    """Make ``block`` the one that ``mb`` adds to.
+
+    ``with block:`` would do, but on leaving it coremltools walks over the whole block, once for every op built.
+    """
+    chain = [block]
+    while (outer := chain[-1].outer_op) is not None:
+        chain.append(outer.enclosing_block)
+    saved = _block_module.BLOCK_STACK
+    _block_module.BLOCK_STACK = [*saved, *reversed(chain)]
+    try:
+        yield
+    finally:
+        _block_module.BLOCK_STACK = saved
+
+
+def replace_uses(old: Var, new: Var) -> None:
+    """Let everything that uses ``old``, outputs included, use ``new``. Their types must be equal."""
+    assert old.op is not None
+    # anchored at the producer, coremltools visits its users alone; forced, because it would not let constexpr ops go
+    old.op.enclosing_block.replace_uses_of_var_after_op(old.op, old, new, force_replace=True, no_check_var_types=True)
+
+
+def is_removed(op: Operation) -> bool:
+    return cast("Any", op).enclosing_block is None
+
+
+def remove_ops(ops: Iterable[Operation]) -> None:
+    """Take ops out of their blocks; ``ops`` is in program order, and nothing else needs their values."""
+    for op in reversed(list(ops)):
+        op.enclosing_block.remove_ops([op])
+
+
+_SIDE_EFFECTS = frozenset({"coreml_update_state", "write_state", "print"})
+
+
+def is_dead(op: Operation) -> bool:
+    """Whether nothing uses what ``op`` computes, and running it has no other effect."""
+    return op.op_type not in _SIDE_EFFECTS and not any(var.child_ops or is_output(var) for var in op.outputs)
+
+
+def remove_if_dead(ops: Iterable[Operation]) -> int:
+    """Remove those of ``ops`` that nothing uses, and what then is unused of their inputs; returns how many went."""
+    todo, count = list(ops), 0
+    while todo:
+        op = todo.pop()
+        if is_removed(op) or not is_dead(op):
+            continue
+        producers = [var.op for _, var in arguments(op) if var.op is not None]
+        for block in op.blocks:
+            producers += [var.op for inner in operations(block) for _, var in arguments(inner) if var.op is not None]
+        op.enclosing_block.remove_ops([op])
+        todo += producers
+        count += 1
+    return count

@@ -1,0 +1,122 @@
+"""What a pass did, what it declined to do, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from milopt.mil import Operation, Var
+
+__all__ = ["Miss", "NoMatch", "Report", "place_of", "require"]
+
+
+class NoMatch(Exception):
+    """A rule does not apply here. The reason is a format string and its arguments, formatted only when read."""
+
+    def __init__(self, text: str, *args: object, at: object = None) -> None:
+        super().__init__(text, *args)
+        self.text = text
+        self.arguments = args
+        self.at = at
+
+    def __str__(self) -> str:
+        return self.text.format(*self.arguments)
+
+
+def require(condition: object, text: str, *args: object, at: object = None) -> None:
+    """Raise :class:`NoMatch` with a reason (a lowercase sentence) and a place, unless ``condition`` holds."""
+    if not condition:
+        raise NoMatch(text, *args, at=at)
+
+
+def place_of(at: object) -> str:
+    """The name of the op or value that a reason points to."""
+    if isinstance(at, Operation):
+        return at.outputs[0].name if at.outputs else at.name
+    return at.name if isinstance(at, Var) else str(at or "")
+
+
+@dataclass(frozen=True)
+class Miss:
+    """One place where a rule or pass stayed away.
+
+    ``depth`` counts the ops that had matched before the reason came up: the deepest misses are the nearest ones.
+    ``declined`` says that the pattern matched as a whole, and the rule then had a reason to stay away.
+    """
+
+    rule: str
+    function: str
+    place: str
+    depth: int
+    text: str
+    arguments: tuple[object, ...] = ()
+    declined: bool = False
+
+    @property
+    def near(self) -> bool:
+        """Whether more than the last op of the pattern was there."""
+        return self.declined or self.depth > 1
+
+    @property
+    def reason(self) -> str:
+        return self.text.format(*self.arguments)
+
+    def __str__(self) -> str:
+        met = f"matched {self.depth} ops, then " if self.depth and not self.declined else ""
+        return f"{self.place}: {met}{self.reason}"
+
+
+@dataclass
+class Report:
+    """The result of a pass; true when it changed the program.
+
+    ``tried`` counts the places looked at, ``applied`` the rewrites made. A pipeline's report holds one report per pass
+    in ``parts``. ``signature`` is set by a pass that changes the program's inputs, outputs or states on purpose.
+    """
+
+    name: str
+    applied: int = 0
+    tried: int = 0
+    seconds: float = 0.0
+    misses: list[Miss] = field(default_factory=list[Miss])
+    notes: list[str] = field(default_factory=list[str])
+    parts: list[Report] = field(default_factory=list["Report"])
+    signature: Any = None
+
+    def __bool__(self) -> bool:
+        return self.applied > 0 or any(self.parts)
+
+    def decline(self, function: str, at: object, text: str, *args: object, rule: str = "") -> None:
+        """Note a place that a pass found and left alone, and why."""
+        self.misses.append(Miss(rule or self.name, function, place_of(at), 0, text, args, declined=True))
+
+    def all_misses(self) -> Iterator[Miss]:
+        yield from self.misses
+        for part in self.parts:
+            yield from part.all_misses()
+
+    def nearest(self, count: int = 5) -> list[Miss]:
+        """The misses that got furthest, at most ``count``: refusals of whole matches first, then by depth."""
+        near = [miss for miss in self.all_misses() if miss.near]
+        return sorted(near, key=lambda miss: (not miss.declined, -miss.depth))[:count]
+
+    @property
+    def missed(self) -> int:
+        """How many places matched more than their root, and still were left alone."""
+        return sum(miss.near for miss in self.all_misses())
+
+    def extend(self, other: Report) -> None:
+        """Add another report's counts and reasons to this one's."""
+        self.applied += other.applied
+        self.tried += other.tried
+        self.misses += other.misses
+        self.notes += [note for note in other.notes if note not in self.notes]
+        self.signature = other.signature or self.signature
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: applied {self.applied}, missed {self.missed}"]
+        lines += [f"  - {miss}" for miss in self.nearest()]
+        lines += [f"  - {note}" for note in self.notes]
+        lines += [line for part in self.parts for line in str(part).splitlines()]
+        return "\n".join(lines)
