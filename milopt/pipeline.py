@@ -22,9 +22,9 @@ __all__ = ["Pass", "Pipeline", "RulePass"]
 
 @dataclass(frozen=True)
 class Pass(ABC):
-    """A rewrite of a whole model. Options are the fields of the frozen dataclass; it prints as the text it parses from.
+    """A rewrite of a whole model. Options are the fields of the frozen dataclass; it prints as text that parses back.
 
-    ``after`` names passes that come earlier where both are in one pipeline. ``metric`` says how the rewritten program is
+    ``after`` names passes that come earlier where both are in one pipeline. ``metric`` says how the result is
     compared with the original; ``opset`` is the lowest MIL opset (a spec version, 9 is iOS18) that it writes.
     """
 

@@ -48,7 +48,8 @@ def pass_class(name: str) -> type[Pass]:
         found: type[Pass] = getattr(importlib.import_module(f"milopt.passes.{module}"), attribute)
         return found
     if name in _others():
-        return _others()[name].load()
+        other: type[Pass] = _others()[name].load()
+        return other
     near = difflib.get_close_matches(name, names(), n=2)
     hint = f"did you mean {' or '.join(near)}?" if near else "`milopt passes` lists them"
     raise PassError(f"there is no pass named {name!r}; {hint}")

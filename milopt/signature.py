@@ -28,9 +28,9 @@ class CacheSlot:
 class CacheSignature:
     """How a program with past inputs and present outputs was turned into one with states.
 
-    Before, the ``context`` columns of each of ``masks`` (last axis) were [past | new]. After, column ``j`` is slot ``j``
-    of the states (axis ``axis``), and Q new tokens are written to slots ``[position, position + Q)``; ``position`` is an
-    int32 input of shape (1,). The same for every function of the program.
+    Before, the ``context`` columns of each of ``masks`` (last axis) were [past | new]. After, column ``j`` is slot
+    ``j`` of the states (axis ``axis``), and Q new tokens are written to slots ``[position, position + Q)``;
+    ``position`` is an int32 input of shape (1,). The same for every function of the program.
     """
 
     slots: tuple[CacheSlot, ...]
