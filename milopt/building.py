@@ -25,6 +25,7 @@ class Builder:
     def __init__(self, anchor: Operation, taken: set[str]) -> None:
         self.anchor = anchor
         self.built: list[Operation] = []
+        self.notes: list[str] = []
         self._taken = taken
 
     def __getattr__(self, op_type: str) -> Callable[..., Any]:
@@ -51,6 +52,10 @@ class Builder:
             self._taken.add(op.name)
         self.built += made
         return result
+
+    def note(self, text: str) -> None:
+        """Tell the report something about this rewrite; it is said once however often the rule fires."""
+        self.notes.append(text)
 
     def unique(self, stem: str) -> str:
         """A name that no value of the function has yet."""

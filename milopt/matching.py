@@ -10,8 +10,8 @@ import numpy as np
 
 from milopt.literals import default_of, same_number, same_value
 from milopt.mil import Operation, Var, constant, flat, is_output, is_symbolic, shape_of
-from milopt.pattern import Const, OneOf, OpPattern, Output, Scalar, Variable
-from milopt.reports import NoMatch, place_of
+from milopt.pattern import Const, OneOf, OpPattern, Output, Pat, Scalar, Variable
+from milopt.reports import NoMatch
 
 __all__ = ["COMMUTATIVE", "Match", "Matcher", "Sizes", "unify_shapes"]
 
@@ -114,12 +114,14 @@ class Matcher:
 
     def _reset(self) -> None:
         self.depth = -1
+        self._whole = False
         self.why: tuple[str, tuple[object, ...]] = ("nothing was tried", ())
         self.where: object = None
 
-    def _fail(self, found: _Found, at: object, text: str, *args: object) -> None:
-        if len(found.ops) > self.depth:
-            self.depth, self.why, self.where = len(found.ops), (text, args), at
+    def _fail(self, found: _Found, at: object, text: str, *args: object, whole: bool = False) -> None:
+        """Keep the reason of the try that got furthest; one that matched as a whole got further than any other."""
+        if (len(found.ops), whole) > (self.depth, self._whole):
+            self.depth, self._whole, self.why, self.where = len(found.ops), whole, (text, args), at
 
     def matches(self, root: Operation) -> Iterator[Match]:
         """Every way in which the pattern ends in ``root``, in a fixed order."""
@@ -128,7 +130,7 @@ class Matcher:
             if (outside := _used_outside(root, found)) is None:
                 yield Match(root, found, self._names)
             else:
-                self._fail(found, outside[0], outside[1])
+                self._fail(found, outside[0], outside[1], whole=True)
 
     def _root_match(self, pattern: Any, root: Operation, found: _Found) -> Iterator[_Found]:
         if isinstance(pattern, OneOf):
@@ -152,7 +154,8 @@ class Matcher:
         for name in op.input_spec.input_types:
             if name not in pattern.inputs and not self._is_default(op, name, inputs.get(name), found):
                 return
-        wanted = list(pattern.inputs.items())
+        # literals first: they are cheap, and a reason found early is the one a reader looks for
+        wanted = sorted(pattern.inputs.items(), key=lambda item: isinstance(item[1], (Pat, list, tuple)))
         yield from self._inputs(op, wanted, inputs, found)
         if op.op_type in COMMUTATIVE and {"x", "y"} <= pattern.inputs.keys() and inputs["x"] is not inputs["y"]:
             swapped = {**inputs, "x": inputs["y"], "y": inputs["x"]}
@@ -258,9 +261,3 @@ def _used_outside(root: Operation, found: _Found) -> tuple[object, str] | None:
             if any(user not in matched for user in var.child_ops):
                 return var, "a matched value is also used outside the match"
     return None
-
-
-def nearest(matcher: Matcher) -> tuple[int, str, tuple[object, ...], str]:
-    """Depth, reason, its arguments and the place of the nearest miss."""
-    text, args = matcher.why
-    return max(matcher.depth, 0), text, args, place_of(matcher.where)

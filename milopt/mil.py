@@ -6,6 +6,7 @@ are handed (:class:`milopt.building.Builder`), which places, names and scopes wh
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from typing import Any, cast
 import numpy as np
 from coremltools import target
 from coremltools.converters.mil.mil import Block, Function, ListVar, Operation, Program, Var, types
-from coremltools.converters.mil.mil import Builder as _Builder
+from coremltools.converters.mil.mil import Builder as mb
+from coremltools.converters.mil.mil.program import Placeholder, StateTensorPlaceholder
 
 __all__ = [
     "Block",
@@ -24,11 +26,14 @@ __all__ = [
     "Program",
     "Target",
     "Var",
+    "add_input",
     "arguments",
     "building_in",
     "constant",
+    "digest",
     "dtype_name",
     "flat",
+    "function_of",
     "is_constant",
     "is_dead",
     "is_output",
@@ -39,8 +44,10 @@ __all__ = [
     "named_blocks",
     "new_ops",
     "operations",
+    "opset_of",
     "preceding",
     "remove_if_dead",
+    "remove_input",
     "remove_ops",
     "replace_uses",
     "shape_of",
@@ -50,7 +57,6 @@ __all__ = [
 ]
 
 Target = target
-mb: Any = _Builder
 _block_module: Any = importlib.import_module("coremltools.converters.mil.mil.block")
 
 
@@ -108,13 +114,21 @@ def is_output(var: Var) -> bool:
     return bool(var.consuming_blocks)
 
 
-def weight_key(array: np.ndarray[Any, Any]) -> tuple[int, int, str]:
-    """The same for two arrays that view the same bytes as the same type, whatever their shapes.
+def weight_key(array: np.ndarray[Any, Any]) -> tuple[object, ...]:
+    """The same for two arrays that view the same bytes, in the same order, as the same type, whatever their shapes.
 
     Weights shared between functions, or reshaped by a pass, are recognised by it without reading them. It is valid
     while one of the arrays is alive.
     """
-    return int(array.__array_interface__["data"][0]), array.nbytes, array.dtype.str
+    # Strides matter where the elements are not in order: an array and its transpose begin at the same address.
+    layout = () if array.flags.c_contiguous else (array.shape, array.strides)
+    return int(array.__array_interface__["data"][0]), array.nbytes, array.dtype.str, layout
+
+
+def digest(array: np.ndarray[Any, Any], size: int = 20) -> bytes:
+    """A hash of ``size`` bytes of the array's elements in order, whatever its shape and element type."""
+    elements: Any = np.ascontiguousarray(array)
+    return hashlib.blake2b(elements.reshape(-1).view(np.uint8), digest_size=size).digest()
 
 
 def named_blocks(functions: Mapping[str, Function]) -> Iterator[tuple[str, Block]]:
@@ -204,3 +218,38 @@ def remove_if_dead(ops: Iterable[Operation]) -> int:
         todo += producers
         count += 1
     return count
+
+
+def function_of(op: Operation) -> Function:
+    """The function that holds ``op``, in whatever nested block."""
+    block = op.enclosing_block
+    while block.outer_op is not None:
+        block = block.outer_op.enclosing_block
+    return cast("Function", block)
+
+
+def opset_of(op: Operation) -> target:
+    """The opset of the function that holds ``op``."""
+    return function_of(op).opset_version
+
+
+def add_input(function: Function, name: str, shape: Sequence[int], dtype: str, *, state: bool = False) -> Var:
+    """Give ``function`` a new input, or state, and return its value."""
+    kind = types.string_to_builtin(dtype)
+    holder: Any = StateTensorPlaceholder if state else Placeholder
+    placeholder = holder(sym_shape=tuple(shape), dtype=kind, name=name)
+    placeholder.set_name(name)
+    function.placeholder_inputs[name] = placeholder
+    var: Var = placeholder.outputs[0]
+    function._input_dict[name] = var
+    return var
+
+
+def remove_input(function: Function, name: str) -> None:
+    """Take away an input that nothing uses."""
+    unused = [user for user in function.inputs[name].child_ops if is_dead(user)]
+    remove_if_dead(unused)
+    assert not function.inputs[name].child_ops, f"input {name} is in use"
+    del function.placeholder_inputs[name]
+    del function._input_dict[name]
+    function.input_types = type(function.input_types)(t for t in function.input_types if t.name != name)

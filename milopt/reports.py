@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
+from milopt.metrics import Metric
 from milopt.mil import Operation, Var
+from milopt.signature import CacheSignature
 
 __all__ = ["Miss", "NoMatch", "Report", "place_of", "require"]
 
@@ -72,7 +73,8 @@ class Report:
     """The result of a pass; true when it changed the program.
 
     ``tried`` counts the places looked at, ``applied`` the rewrites made. A pipeline's report holds one report per pass
-    in ``parts``. ``signature`` is set by a pass that changes the program's inputs, outputs or states on purpose.
+    in ``parts``. ``signature`` is set by a pass that changes the program's inputs, outputs or states on purpose,
+    ``metric`` by one whose rewrites are to be compared otherwise than the pass itself declares.
     """
 
     name: str
@@ -82,7 +84,8 @@ class Report:
     misses: list[Miss] = field(default_factory=list[Miss])
     notes: list[str] = field(default_factory=list[str])
     parts: list[Report] = field(default_factory=list["Report"])
-    signature: Any = None
+    signature: CacheSignature | None = None
+    metric: Metric | None = None
 
     def __bool__(self) -> bool:
         return self.applied > 0 or any(self.parts)
@@ -113,6 +116,7 @@ class Report:
         self.misses += other.misses
         self.notes += [note for note in other.notes if note not in self.notes]
         self.signature = other.signature or self.signature
+        self.metric = other.metric or self.metric
 
     def __str__(self) -> str:
         lines = [f"{self.name}: applied {self.applied}, missed {self.missed}"]

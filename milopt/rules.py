@@ -104,7 +104,7 @@ def _sweep(rules: tuple[Rule[Any], ...], block: Block, function: str, taken: set
             misses[op] = []
             for rule, matcher in by_type.get(op.op_type, ()):
                 report.tried += 1
-                if (changed := _try(rule, matcher, op, function, taken, misses[op])) is not None:
+                if (changed := _try(rule, matcher, op, function, taken, misses[op], report)) is not None:
                     report.applied += 1
                     touched.update(dict.fromkeys(changed))
                     break
@@ -129,7 +129,13 @@ def _around(touched: Iterable[Operation], block: Block) -> Iterator[Operation]:
 
 
 def _try(
-    rule: Rule[Any], matcher: Matcher, root: Operation, function: str, taken: set[str], misses: list[Miss]
+    rule: Rule[Any],
+    matcher: Matcher,
+    root: Operation,
+    function: str,
+    taken: set[str],
+    misses: list[Miss],
+    report: Report,
 ) -> list[Operation] | None:
     """Rewrite at ``root`` if the rule allows: the ops that are new or lost a user. Else note why not."""
     declined: Miss | None = None
@@ -147,6 +153,7 @@ def _try(
         except BaseException:
             builder.undo()
             raise
+        report.notes += [note for note in builder.notes if note not in report.notes]
         return _replace(builder, match, new)
     if declined is None:
         text, args = matcher.why

@@ -2,6 +2,7 @@ from typing import Any
 
 class MLModel:
     weights_dir: str | None
+    package_path: str | None
     _mil_program: Any
     def __init__(self, model: Any, **kwargs: Any) -> None: ...
     def get_spec(self) -> Any: ...

@@ -1,0 +1,109 @@
+"""Several models of the same weights as the functions of one model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from milopt.errors import MiloptError
+from milopt.mil import Operation, Program, operations
+from milopt.package import Model
+from milopt.package.carried import Carried
+
+__all__ = ["merge", "share_weights"]
+
+# Below this, finding an equal array costs more than it saves; Core ML stores such constants in the specification.
+_WORTH_SHARING = 64
+
+
+def merge(models: Mapping[str, Model], *, default: str) -> Model:
+    """One model whose function ``name`` is the default function of ``models[name]``.
+
+    Constants with the same values, type and shape become one array, within and across the functions. Texts, metadata
+    and attachments are the default function's, completed from the others. The models given are used up: their
+    functions now belong to the result. :class:`~milopt.errors.MiloptError` for opset versions that differ.
+    """
+    if default not in models:
+        raise MiloptError(f"the default function {default!r} is not among: {', '.join(models) or 'none'}")
+    opsets = {name: model.function().opset_version for name, model in models.items()}
+    if len(set(opsets.values())) > 1:
+        raise MiloptError(
+            f"functions of one model need one opset: {', '.join(f'{k} has {v}' for k, v in opsets.items())}"
+        )
+
+    program = Program()
+    for name, model in models.items():
+        program.add_function(name, model.function())
+    program.default_function_name = default
+    program.export_as_multifunction = len(models) > 1
+    share_weights(program)
+
+    first = models[default]
+    merged = Model(
+        program,
+        max(model.spec_version for model in models.values()),
+        default,
+        author=first.author,
+        license=first.license,
+        version=first.version,
+        short_description=first.short_description,
+        carried=_carried(models, default),
+    )
+    for model in (*models.values(), first):
+        merged.metadata.update(model.metadata)
+        merged.attachments.update(model.attachments)
+    for name, model in models.items():
+        _copy_texts(model, merged, name)
+    return merged
+
+
+def share_weights(program: Program) -> int:
+    """Make constants that are equal byte for byte one array in memory; the bytes that are no longer needed."""
+    saved = 0
+    known: dict[tuple[str, str, tuple[int, ...], bytes], np.ndarray[Any, Any]] = {}
+    for function in program.functions.values():
+        for op in operations(function):
+            array = _weight(op)
+            if array is None:
+                continue
+            digest = hashlib.blake2b(np.ascontiguousarray(array).view(np.uint8), digest_size=32).digest()
+            # PyMIL tells its sub-byte types, which fill whole bytes in numpy, by the dtype's metadata
+            first = known.setdefault((array.dtype.str, str(array.dtype.metadata), array.shape, digest), array)
+            if first is not array:
+                saved += 0 if np.shares_memory(first, array) else array.nbytes
+                _set_value(op, first)
+    return saved
+
+
+def _weight(op: Operation) -> np.ndarray[Any, Any] | None:
+    """The array of a constant that is worth sharing."""
+    if op.op_type != "const" or not isinstance(op.outputs[0].val, np.ndarray):
+        return None
+    array: np.ndarray[Any, Any] = op.outputs[0].val
+    return array if array.nbytes >= _WORTH_SHARING else None
+
+
+def _set_value(op: Operation, array: np.ndarray[Any, Any]) -> None:
+    # PyMIL holds a constant's value twice: as the op's input and as its output's inferred value.
+    for var in (op.inputs["val"], op.outputs[0]):
+        var._sym_val.val = array
+
+
+def _carried(models: Mapping[str, Model], default: str) -> Carried:
+    first = models[default].carried
+    attributes = {
+        name: model.carried.function_attributes[model.default_function]
+        for name, model in models.items()
+        if model.default_function in model.carried.function_attributes
+    }
+    return Carried(items=dict(first.items), doc=first.doc, attributes=first.attributes, function_attributes=attributes)
+
+
+def _copy_texts(model: Model, merged: Model, name: str) -> None:
+    function = merged.function(name)
+    for feature in (*function.inputs, *(output.name for output in function.outputs)):
+        if text := model.text_of(None, feature):
+            merged.describe(name, feature, text)

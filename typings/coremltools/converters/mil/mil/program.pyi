@@ -1,0 +1,6 @@
+from typing import Any
+
+Placeholder: Any
+StateTensorPlaceholder: Any
+k_num_internal_syms: int
+k_used_symbols: Any
