@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 from coremltools import target
-from coremltools.converters.mil.mil import Block, Function, ListVar, Operation, Program, Var, types
+from coremltools.converters.mil.mil import Block, Function, ListVar, Operation, Program, Var, get_new_symbol, types
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil.program import Placeholder, StateTensorPlaceholder
 
@@ -34,6 +34,7 @@ __all__ = [
     "dtype_name",
     "flat",
     "function_of",
+    "get_new_symbol",
     "is_constant",
     "is_dead",
     "is_output",
@@ -46,6 +47,7 @@ __all__ = [
     "operations",
     "opset_of",
     "preceding",
+    "refine_shape",
     "remove_if_dead",
     "remove_input",
     "remove_ops",
@@ -253,3 +255,11 @@ def remove_input(function: Function, name: str) -> None:
     del function.placeholder_inputs[name]
     del function._input_dict[name]
     function.input_types = type(function.input_types)(t for t in function.input_types if t.name != name)
+
+
+def refine_shape(var: Var, shape: Sequence[Any]) -> Var:
+    """Give ``var`` symbols that its op's type inference lost; ``shape`` must agree with every known dimension."""
+    known = [(old, new) for old, new in zip(shape_of(var), shape, strict=True) if not is_symbolic(old)]
+    assert all(old == new for old, new in known), f"{var.name} is {shape_of(var)}, not {tuple(shape)}"
+    cast("Any", var)._sym_type = types.tensor(var.dtype, tuple(shape))
+    return var

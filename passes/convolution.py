@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from milopt.passes.canonical import MOVE_RULES
 
 from milopt.building import Builder
 from milopt.matching import Match
 from milopt.metrics import Exact, Metric
-from milopt.mil import Operation, Var, constant, dtype_name, is_constant
+from milopt.mil import Operation, Var, constant, dtype_name, is_constant, refine_shape
 from milopt.package import Model
+from milopt.passes.moves import MOVE_RULES
 from milopt.passes.sharing import share_moves
 from milopt.pattern import Ops, Value
 from milopt.pipeline import RulePass
@@ -77,8 +77,11 @@ class LinearAsConv(Rule[None]):
         zero = is_constant(m.bias) and not np.any(constant(m.bias))
         bias = {} if zero else {"bias": m.bias}
         into, out_of = _LAYOUTS[m.x.rank]
-        result: Var = out_of(op, op.conv(x=into(op, m.x), weight=kernel, **bias))
-        return result
+        columns = into(op, m.x)
+        products: Var = op.conv(x=columns, weight=kernel, **bias)
+        # a 1x1 kernel keeps every position; conv's type inference would invent a new symbol for their number
+        refine_shape(products, (columns.shape[0], m.weight.shape[0], *columns.shape[2:]))
+        return out_of(op, products)
 
 
 # rank of x -> how it becomes (B, C, 1, S), and how the result becomes that rank again
