@@ -90,15 +90,13 @@ def test_inner_values_keep_their_names_too() -> None:
 
 def test_scopes_are_kept() -> None:
     program = chain(2)
-    from coremltools.converters.mil.mil.scope import ScopeSource
-
     old = program.functions["main"].outputs[0].op
     assert old is not None
-    old.scopes = {ScopeSource.TORCHSCRIPT_MODULE_NAME: ["layer", "act"]}
+    old.scopes = {"module": ["layer", "act"]}
     apply(DoubleRelu(), program)
     new = program.functions["main"].outputs[0].op
     assert new is not None
-    assert new.scopes == {ScopeSource.TORCHSCRIPT_MODULE_NAME: ["layer", "act"]}
+    assert new.scopes == {"module": ["layer", "act"]}
 
 
 def test_an_output_that_would_become_an_input_stays_a_value_of_its_own() -> None:
