@@ -250,8 +250,8 @@ class Matcher:
 def _used_outside(root: Operation, found: _Found) -> tuple[object, str] | None:
     """An interior value that something outside the match needs, and how."""
     matched = set(found.ops.values())
-    for op in found.ops.values():
-        if op is root:
+    for pattern, op in found.ops.items():
+        if op is root or pattern.shared:
             continue
         if op.enclosing_block is not root.enclosing_block:
             return op, "a matched op lies in an outer block"

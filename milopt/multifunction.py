@@ -88,7 +88,7 @@ def _weight(op: Operation) -> np.ndarray[Any, Any] | None:
 
 def _set_value(op: Operation, array: np.ndarray[Any, Any]) -> None:
     # PyMIL holds a constant's value twice: as the op's input and as its output's inferred value.
-    for var in (op.inputs["val"], op.outputs[0]):
+    for var in (op.val, op.outputs[0]):
         var._sym_val.val = array
 
 

@@ -12,6 +12,8 @@ The rules of the language:
 5. ``op.one_of(tag, name=pattern, ...)`` are alternatives, tried in the order written; the match says under ``tag``
    which one it was.
 6. ``op.split(...)[1]`` is the second output of an op with several.
+7. A value inside the match may not be used outside it, unless its pattern is in ``op.shared(...)``: such an op stays
+   where something else needs it.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import EllipsisType
 from typing import Any
 
@@ -56,6 +58,7 @@ class OpPattern(Pat):
     op_type: str
     inputs: dict[str, Any]
     where: str
+    shared: bool = False
 
     def __getitem__(self, index: int) -> Output:
         return Output(self, index)
@@ -93,6 +96,10 @@ class Ops:
             return OpPattern(op_type, inputs, where)
 
         return call
+
+    def shared(self, pattern: OpPattern) -> OpPattern:
+        """``pattern``, whose value may be used outside the match, and be an output."""
+        return replace(pattern, shared=True)
 
     def one_of(self, tag: str, **choices: Pat | EllipsisType | None) -> OneOf:
         if len(choices) < 2:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from milopt.metrics import Metric
 from milopt.mil import Operation, Var
 from milopt.signature import CacheSignature
+
+if TYPE_CHECKING:
+    from milopt.verify.verdict import Verdict
 
 __all__ = ["Miss", "NoMatch", "Report", "place_of", "require"]
 
@@ -74,7 +78,8 @@ class Report:
 
     ``tried`` counts the places looked at, ``applied`` the rewrites made. A pipeline's report holds one report per pass
     in ``parts``. ``signature`` is set by a pass that changes the program's inputs, outputs or states on purpose,
-    ``metric`` by one whose rewrites are to be compared otherwise than the pass itself declares.
+    ``metric`` by one whose rewrites are to be compared otherwise than the pass itself declares. ``verdicts`` is what
+    comparing gave: the pipeline's holds all, a pass's own those of the comparisons that ended with it.
     """
 
     name: str
@@ -86,6 +91,7 @@ class Report:
     parts: list[Report] = field(default_factory=list["Report"])
     signature: CacheSignature | None = None
     metric: Metric | None = None
+    verdicts: list[Verdict] = field(default_factory=list["Verdict"])
 
     def __bool__(self) -> bool:
         return self.applied > 0 or any(self.parts)

@@ -178,7 +178,7 @@ def _is_default(var: Var, default: Any) -> bool:
 def _literal(array: Any) -> str:
     if array.ndim:
         return f"[{', '.join(map(_literal, array))}]"
-    value = array[()]
+    value = array[()] if isinstance(array, np.ndarray) else array
     if array.dtype.kind == "b":
         return str(value).lower()
     return f'"{value}"' if array.dtype.kind in "US" else str(value)

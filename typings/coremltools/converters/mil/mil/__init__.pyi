@@ -108,6 +108,7 @@ class _Ops(type):
     def __getattr__(cls, op_type: str) -> Callable[..., Any]: ...
 
 class Builder(metaclass=_Ops):
+    name_count: Any
     @staticmethod
     def program(
         input_specs: Sequence[Any] | None = ...,

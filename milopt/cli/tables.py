@@ -1,0 +1,68 @@
+"""The tables of the reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from milopt.census import Census
+from milopt.reports import Report
+
+__all__ = ["print_census", "print_passes", "size", "table"]
+
+# What the passes are about; shown even where nothing changed.
+_ALWAYS = ("linear", "conv", "matmul", "scaled_dot_product_attention", "softmax", "transpose", "reshape")
+
+
+def size(count: float) -> str:
+    """Bytes for people: ``258.1 MB`` (a million each)."""
+    for unit in ("bytes", "kB", "MB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def table(title: str, *columns: str, rows: Iterable[Sequence[object]] = ()) -> Table:
+    """A plain table; columns whose name starts with ``>`` are aligned to the right."""
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
+    for column in columns:
+        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(str(cell)) for cell in row))
+    return made
+
+
+def print_census(console: Console, before: Census, after: Census, *, everything: bool = False) -> None:
+    """Ops by type before and after, a pair of columns per function; then states and weights."""
+    functions = [name for name in after.functions if name in before.functions]
+    columns = [f">{name + ' ' if len(functions) > 1 else ''}{when}" for name in functions for when in ("before", "after")]
+    pairs = [(before.ops[name], after.ops[name]) for name in functions]
+    kinds = sorted({kind for pair in pairs for counts in pair for kind in counts})
+    rows: list[list[object]] = []
+    for kind in sorted(kinds, key=lambda kind: (-max(max(old[kind], new[kind]) for old, new in pairs), kind)):
+        if everything or kind in _ALWAYS or any(old[kind] != new[kind] for old, new in pairs):
+            rows.append([kind, *(counts[kind] for pair in pairs for counts in pair)])
+    if hidden := len(kinds) - len(rows):
+        same = [kind for kind in kinds if kind not in {row[0] for row in rows}]
+        rows.append([f"{hidden} other types", *(sum(counts[kind] for kind in same) for pair in pairs for counts in pair)])
+    rows.append(["all ops", *(counts.total() for pair in pairs for counts in pair)])
+    rows.append(["states", *(each.states[name] for name in functions for each in (before, after))])
+    console.print(table("Ops by type", "op", *columns, rows=rows))
+    console.print(f"weights: {size(before.weight_bytes)} before, {size(after.weight_bytes)} after\n")
+
+
+def print_passes(console: Console, report: Report, *, reasons: bool = False) -> None:
+    """What each pass did, and with ``reasons`` the nearest places it left alone."""
+    parts = report.parts or [report]
+    rows = [(part.name, part.applied, part.missed, f"{part.seconds:.1f}") for part in parts]
+    console.print(table("Passes", "pass", ">applied", ">missed", ">seconds", rows=rows))
+    for part in parts:
+        for note in part.notes:
+            console.print(Text(f"{part.name}: {note}"))
+        for miss in part.nearest(5) if reasons else ():
+            console.print(Text(f"{part.name} left {miss.function}: {miss} alone"))

@@ -1,0 +1,54 @@
+"""``milopt verify``: run two packages on the same inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from milopt.cli.options import Debug
+
+__all__ = ["verify"]
+
+
+def verify(
+    before: Annotated[Path, typer.Argument(metavar="A", help="The original package.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="The package that should compute the same.")],
+    trials: Annotated[int, typer.Option(min=1, help="How many sets of random inputs to try.")] = 3,
+    rtol: Annotated[float, typer.Option(min=0, help="Largest difference, relative to an output's largest value.")] = 1e-6,
+    min_snr: Annotated[
+        float | None,
+        typer.Option("--min-snr", help="Judge B in its declared precision by this signal-to-noise ratio in dB instead."),
+    ] = None,
+    min_top1: Annotated[float, typer.Option("--min-top1", min=0, max=1, help="With --min-snr: share of top-1 kept.")] = 0,
+    function: Annotated[str | None, typer.Option(help="The function to run, if not each package's default.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random inputs.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Run two packages on the same inputs and say where they first differ.
+
+    Both run in float64, so that only a difference in the algebra shows. Exit status: 0 when none was found, 1 when
+    one was, 2 for bad input.
+
+    Examples:
+
+    * milopt verify in.mlpackage out.mlpackage
+
+    * milopt verify in.mlpackage palettized.mlpackage --min-snr 20 --min-top1 0.9
+    """
+    del debug
+    from milopt.cli.console import output, steps
+    from milopt.metrics import Exact, Lossy
+    from milopt.package import load
+    from milopt.verify import compare
+
+    metric = Exact(rtol) if min_snr is None else Lossy(min_snr, min_top1)
+    with steps() as tell:
+        tell(f"load {before.name} and {after.name}")
+        one, other = load(before), load(after)
+        tell(f"compare, {trials} trials")
+        verdict = compare(one, other, trials=trials, metric=metric, seed=seed, function=function)
+    output().print(str(verdict), markup=False)
+    if not verdict:
+        raise typer.Exit(1)

@@ -1,0 +1,106 @@
+"""A trace into a milopt model, through coremltools' converter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, TypeAlias
+
+import coremltools as ct
+import numpy as np
+
+from milopt import package
+from milopt.huggingface.errors import ConversionError
+from milopt.huggingface.quiet import coremltools_repaired
+from milopt.huggingface.tracing import Traced
+from milopt.mil import Block, Operation, arguments
+from milopt.package import Model
+
+__all__ = ["Precision", "lower"]
+
+Precision: TypeAlias = Literal["float16", "default-float16", "float32"]
+
+# Token ids are never negative, and ids of a large vocabulary don't fit int16: both passes only add ops.
+_NOT_WANTED = {"common::guard_negative_gather_indices", "common::add_int16_cast"}
+_DESCRIPTIONS = {
+    "input_ids": "token ids of the new tokens",
+    "position_ids": "position of every new token, counted from 0",
+    "causal_mask": "added to the attention scores: 0 where a query may look, -1e4 elsewhere; columns are [past | new]",
+    "logits": "scores of the next token after every new token",
+    "past_key": "keys of the past, newest last",
+    "past_value": "values of the past, newest last",
+    "present_key": "past_key with the new tokens' keys behind it",
+    "present_value": "past_value with the new tokens' values behind it",
+}
+
+
+def lower(traced: Traced, precision: Precision = "float16") -> Model:
+    """Convert ``traced`` for iOS 18 into a model with one function, ``main``.
+
+    ``float16``: fp16 throughout, inputs and outputs included, except that the angles of rotary positions stay fp32 (in
+    fp16 they are off by 0.19 rad at position 2048, and milopt's ``rope-table`` needs them exact). Norms are fp16 and
+    want ``fp16-safe-norm``. ``default-float16``: what coremltools does by itself, with the same inputs and outputs.
+    ``float32``: nothing is rounded.
+    """
+    if precision not in ("float16", "default-float16", "float32"):
+        raise ConversionError(f"unknown precision {precision!r}: float16, default-float16 or float32")
+    floats = np.float32 if precision == "float32" else np.float16
+    pipeline = ct.PassPipeline.DEFAULT
+    if precision != "default-float16":
+        pipeline.remove_passes(_NOT_WANTED)
+    with coremltools_repaired():
+        converted = ct.convert(
+            traced.module,
+            inputs=[
+                ct.TensorType(name, shape, dtype=np.int32 if name.endswith("_ids") else floats)
+                for name, shape in traced.interface.inputs.items()
+            ],
+            outputs=[ct.TensorType(name, dtype=floats) for name in traced.interface.outputs],
+            convert_to="mlprogram",
+            minimum_deployment_target=ct.target.iOS18,
+            compute_precision=_compute_precision(precision),
+            pass_pipeline=pipeline,
+            skip_model_load=True,
+        )
+    _describe(converted)
+    return package.load(converted)
+
+
+def _compute_precision(precision: Precision) -> Any:
+    if precision == "float32":
+        return ct.precision.FLOAT32
+    if precision == "default-float16":
+        return ct.precision.FLOAT16
+    return ct.transform.FP16ComputePrecision(op_selector=_AnglesStay())
+
+
+class _AnglesStay:
+    """coremltools' op selector: false for cosines, sines and what computes their angles, which so stay fp32."""
+
+    def __init__(self) -> None:
+        self._block: Block | None = None
+        self._angles: set[Operation] = set()
+
+    def __call__(self, op: Operation) -> bool:
+        # coremltools visits a block's ops in order; those found here are the ones it leaves as they are
+        if op.enclosing_block is not self._block:
+            self._block = op.enclosing_block
+            self._angles = _producers(each for each in self._block.operations if each.op_type in ("cos", "sin"))
+        return op not in self._angles
+
+
+def _producers(ops: Iterable[Operation]) -> set[Operation]:
+    """``ops`` and every op their inputs are computed by."""
+    found: set[Operation] = set()
+    waiting = list(ops)
+    while waiting:
+        if (op := waiting.pop()) not in found:
+            found.add(op)
+            waiting.extend(value.op for _, value in arguments(op) if value.op is not None)
+    return found
+
+
+def _describe(converted: Any) -> None:
+    for descriptions in (converted.input_description, converted.output_description):
+        for name in descriptions:
+            kind = name if name in _DESCRIPTIONS else name.rsplit("_", 1)[0]
+            descriptions[name] = _DESCRIPTIONS[kind]

@@ -1,0 +1,167 @@
+"""Where a model comes from: a model in memory, a directory of safetensors, or a GGUF file. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from milopt.huggingface.errors import ConversionError
+from milopt.huggingface.extras import extra
+from milopt.huggingface.quiet import transformers_quiet
+
+__all__ = ["ModelSource", "Progress", "Source", "open_source"]
+
+ModelSource: TypeAlias = "str | os.PathLike[str] | Any"
+Progress: TypeAlias = Callable[[str], None]
+"""Called with one lowercase sentence at the start of every step."""
+
+_ARCHITECTURE = "LlamaForCausalLM"
+# These scale fixed frequencies. `dynamic` and `longrope` choose frequencies by the length seen, which a trace freezes.
+_STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+# Checkpoints of old transformers hold the rotary frequencies, which the model computes from its config.
+_RECOMPUTED = ("rotary_emb.inv_freq",)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A loaded model with its tokenizer, if it has one; ``name`` is a name and never a path."""
+
+    model: Any
+    tokenizer: Any | None
+    name: str
+    architecture: str
+
+
+def open_source(
+    model_or_dir: ModelSource, *, context: int, tokenizer: Any | None = None, progress: Progress | None = None
+) -> Source:
+    """Load what ``model_or_dir`` names, after checking that milopt can convert it for ``context`` columns.
+
+    A path is a directory with ``config.json`` and safetensors, a directory with one ``.gguf``, or a ``.gguf`` file.
+    A given ``tokenizer`` is used instead of the directory's. :class:`ConversionError` when something is missing, damaged
+    or unsupported; a checkpoint that does not fill the model, or holds more than it, counts as damaged.
+    """
+    if not isinstance(model_or_dir, (str, os.PathLike)):
+        return _in_memory(model_or_dir, context, tokenizer)
+    path = Path(model_or_dir).expanduser()
+    if not path.exists():
+        raise ConversionError(f"{path}: no such file or directory (milopt reads models from disk and downloads none)")
+    gguf = _gguf_file(path)
+    if progress is not None:
+        progress(f"load {(gguf or path.resolve()).name}")
+    if gguf is not None:
+        return _from_gguf(gguf, context, tokenizer)
+    return _from_safetensors(path, context, tokenizer)
+
+
+def _in_memory(model: Any, context: int, tokenizer: Any | None) -> Source:
+    config = getattr(model, "config", None)
+    if config is None or not callable(getattr(model, "parameters", None)):
+        raise ConversionError(f"a {type(model).__name__} is neither a path nor a transformers model")
+    _require_supported(config, type(model).__name__, context)
+    if any(parameter.is_meta or not parameter.is_floating_point() for parameter in model.parameters()):
+        raise ConversionError("the model's weights are quantized or not in memory; load it whole and as floats")
+    name = Path(str(getattr(config, "_name_or_path", "") or config.model_type)).name
+    return Source(model, tokenizer, name, type(model).__name__)
+
+
+def _gguf_file(path: Path) -> Path | None:
+    """The GGUF file that ``path`` is or holds; ``None`` for a directory of safetensors."""
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ConversionError(f"{path}: neither a directory nor a .gguf file")
+        return path
+    if (path / "config.json").is_file():
+        return None
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() == ".gguf")
+    if not found:
+        raise ConversionError(f"{path}: holds neither config.json nor a .gguf file")
+    if len(found) > 1:
+        raise ConversionError(f"{path}: holds {len(found)} .gguf files, name one: {', '.join(f.name for f in found)}")
+    return found[0]
+
+
+def _from_gguf(file: Path, context: int, tokenizer: Any | None) -> Source:
+    extra("accelerate", error=ConversionError)
+    architecture = _gguf_architecture(file)
+    if architecture != "llama":
+        raise ConversionError(f"{file}: its architecture is {architecture!r}; only 'llama' is supported so far")
+    options = {"gguf_file": file.name}
+    config = _load("AutoConfig", file.parent, options)
+    _require_supported(config, _ARCHITECTURE, context)
+    model = _load_model(file.parent, options)
+    tokenizer = tokenizer or _load("AutoTokenizer", file.parent, options)
+    return Source(model, tokenizer, file.stem, type(model).__name__)
+
+
+def _gguf_architecture(file: Path) -> str:
+    gguf = extra("gguf", error=ConversionError)
+    try:
+        return str(gguf.GGUFReader(file).fields["general.architecture"].contents())
+    except Exception as problem:  # GGUFReader meets a damaged file with whatever numpy or struct raise
+        raise ConversionError(f"{file}: not a readable GGUF file: {_first_line(problem)}") from problem
+
+
+def _from_safetensors(directory: Path, context: int, tokenizer: Any | None) -> Source:
+    config = _load("AutoConfig", directory, {})
+    named = (getattr(config, "architectures", None) or [config.model_type])[0]
+    _require_supported(config, named, context)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ConversionError(
+            f"{directory}: a quantized checkpoint; only float safetensors and GGUF are supported so far"
+        )
+    if not any(directory.glob("*.safetensors")):
+        raise ConversionError(
+            f"{directory}: holds no .safetensors (pickled .bin weights are not read: they can run code)"
+        )
+    model = _load_model(directory, {"use_safetensors": True})
+    if tokenizer is None and any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        tokenizer = _load("AutoTokenizer", directory, {})
+    return Source(model, tokenizer, directory.resolve().name, type(model).__name__)
+
+
+def _require_supported(config: Any, architecture: str, context: int) -> None:
+    if architecture != _ARCHITECTURE or config.model_type != "llama":
+        raise ConversionError(
+            f"{architecture} is not supported: only {_ARCHITECTURE} is so far, other families come later"
+        )
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope not in _STATIC_ROPE:
+        raise ConversionError(
+            f"RoPE of type {rope!r} is not supported: only {', '.join(sorted(_STATIC_ROPE))} are so far"
+        )
+    longest = config.max_position_embeddings
+    if context > longest:
+        raise ConversionError(f"context {context} is more than the {longest} positions this model was made for")
+
+
+def _load_model(directory: Path, options: dict[str, Any]) -> Any:
+    torch = extra("torch")
+    model, info = _load(
+        "AutoModelForCausalLM", directory, {**options, "dtype": torch.float32, "output_loading_info": True}
+    )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(str(key) for key in info.get(kind, ()) if not str(key).endswith(_RECOMPUTED)):
+            raise ConversionError(
+                f"{directory}: the checkpoint does not fit the model, {kind[:-5]}: {', '.join(keys[:3])}"
+            )
+    return model
+
+
+def _load(auto_class: str, directory: Path, options: dict[str, Any]) -> Any:
+    transformers = extra("transformers", error=ConversionError)
+    try:
+        with transformers_quiet():
+            return getattr(transformers, auto_class).from_pretrained(
+                str(directory), local_files_only=True, trust_remote_code=False, **options
+            )
+    except Exception as problem:  # transformers raises whatever the damaged file makes its readers raise
+        raise ConversionError(f"{directory}: transformers can't load it: {_first_line(problem)}") from problem
+
+
+def _first_line(problem: Exception) -> str:
+    return next(iter(str(problem).strip().splitlines()), type(problem).__name__)

@@ -1,0 +1,231 @@
+"""From a PyMIL program to plans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from operator import itemgetter
+from typing import Any
+
+from milopt import mil
+from milopt.errors import EvaluationError, UnsupportedOps
+from milopt.interpreter.delivery import PYTHON, as_callables, as_ints, as_number, as_tuple, python_value
+from milopt.interpreter.impls import Impl, Impls, Kind, Parameter
+from milopt.interpreter.ops import core
+from milopt.interpreter.plan import Plan
+from milopt.interpreter.result import Result
+from milopt.interpreter.sharing import Sharing
+from milopt.interpreter.source import Source, function_name, program_of
+from milopt.interpreter.steps import BORROWED, Body, Fetch, Step
+from milopt.interpreter.values import Precision, info_of
+from milopt.interpreter.weights import Constant, Decoded, Weight, Weights
+
+__all__ = ["compile", "compile_all"]
+
+
+def compile(
+    source: Source,
+    function: str | None = None,
+    *,
+    precision: Precision = "declared",
+    keep_weights: bool = True,
+    weights: Weights | None = None,
+    impls: Impls = core,
+) -> Plan:
+    """A plan of one function (the default one if None), which later changes of the program don't affect.
+
+    ``precision``: ``declared`` rounds every op's result to its declared dtype, composites computing inside in fp32;
+    ``float64`` computes every float in float64 and rounds nothing. ``weights``: working copies to share with other
+    plans of the model and precision; see :func:`compile_all`. ``keep_weights=False`` prepares each weight anew at
+    every use. UnsupportedOps lists all ops that ``impls`` lacks.
+    """
+    if precision not in ("declared", "float64"):
+        raise EvaluationError(f"there is no precision {precision!r}; choose declared or float64")
+    name = function_name(source, function)
+    if weights is None:
+        weights = Weights(precision, keep=keep_weights)
+    return _Compiler(impls, weights).plan(name, program_of(source).functions[name])
+
+
+def compile_all(
+    source: Source, *, precision: Precision = "declared", keep_weights: bool = True, impls: Impls = core
+) -> dict[str, Plan]:
+    """Plans of all functions by name, which share one working copy of each weight."""
+    weights = Weights(precision, keep=keep_weights)
+    return {
+        name: compile(source, name, precision=precision, weights=weights, impls=impls)
+        for name in program_of(source).functions
+    }
+
+
+class _Compiler:
+    def __init__(self, impls: Impls, weights: Weights) -> None:
+        self.impls = impls
+        self.weights = weights
+        self.slots: dict[mil.Var, int] = {}
+        self.constants: dict[mil.Var, Constant] = {}
+
+    def plan(self, name: str, function: mil.Function) -> Plan:
+        self._refuse_unsupported(function)
+        states = {key: var for key, var in function.inputs.items() if mil.is_state(var)}
+        inputs = {key: var for key, var in function.inputs.items() if not mil.is_state(var)}
+        body, sharing = self._body(function, tuple(function.inputs.values()))
+        outputs = {var.name: var for var in function.outputs}
+        if len(outputs) != len(function.outputs):
+            raise EvaluationError(f"function {name!r} returns two values of one name")
+        return Plan(
+            function=name,
+            precision=self.weights.precision,
+            inputs={key: info_of(var) for key, var in inputs.items()},
+            outputs={key: info_of(var) for key, var in outputs.items()},
+            states={key: info_of(var) for key, var in states.items()},
+            body=replace(body, inputs=()),
+            slots=len(self.slots),
+            input_slots={key: self.slots[var] for key, var in inputs.items()},
+            state_slots={key: self.slots[var] for key, var in states.items()},
+            copied_outputs=frozenset(
+                key for key, var in outputs.items() if var not in self.slots or sharing.is_borrowed(self.slots[var])
+            ),
+        )
+
+    def _refuse_unsupported(self, function: mil.Function) -> None:
+        missing: dict[str, list[str]] = {}
+        for op in mil.operations(function):
+            if op.op_type != "const" and op.op_type not in self.impls:
+                missing.setdefault(op.op_type, []).append(op.name)
+        if missing:
+            raise UnsupportedOps(missing)
+
+    def _slot(self, var: mil.Var) -> int:
+        return self.slots.setdefault(var, len(self.slots))
+
+    def _body(self, block: mil.Block, inputs: tuple[mil.Var, ...]) -> tuple[Body, Sharing]:
+        """The block's steps; values of outer blocks are read where they are and freed there."""
+        own = [self._slot(var) for var in inputs]
+        steps: list[Step] = []
+        for op in block.operations:
+            impl = self.impls.get(op.op_type)
+            if impl is None:
+                self.constants[op.outputs[0]] = _constant(op.outputs[0])
+            elif impl.decodes:
+                self._decode(op, impl)
+            else:
+                steps.append(self._step(op, impl))
+        outputs = tuple(self._value(var) for var in block.outputs)
+        kept = [self.slots[var] for var in block.outputs if var in self.slots]
+        states = [self.slots[var] for var in inputs if mil.is_state(var)]
+        sharing = Sharing(steps, [slot for slot in own if slot not in states], states, kept)
+        if isinstance(block, mil.Function):
+            steps = sharing.improved()
+        mine = set(own).union(result.slot for step in steps for result in step.results)
+        read = frozenset(kept).union(*(step.reads for step in steps))
+        return Body(tuple(own), _freeing(steps, mine, kept), outputs, read - mine), sharing
+
+    def _decode(self, op: mil.Operation, impl: Impl) -> None:
+        known = {parameter.name: parameter for parameter in impl.parameters}
+        arguments: dict[str, Any] = {}
+        for name, var in _inputs(op, known).items():
+            constant = self.constants.get(var)
+            if constant is None:
+                raise EvaluationError(
+                    f"{op.op_type} {op.name!r}: {name} is computed by the program, it must be constant"
+                )
+            arguments[name] = (
+                constant if known[name].kind is Kind.ARRAY else python_value(constant.value, known[name].kind)
+            )
+        for index, var in enumerate(op.outputs):
+            info = info_of(var)
+            shape = tuple(dim for dim in info.shape or () if isinstance(dim, int))
+            self.constants[var] = Decoded(op.op_type, impl.function, arguments, index, info.dtype, shape)
+
+    def _step(self, op: mil.Operation, impl: Impl) -> Step:
+        fixed: dict[str, Any] = {}
+        fetched: list[tuple[str, Fetch]] = []
+        known = {parameter.name: parameter for parameter in impl.parameters}
+        slots: list[tuple[str, int]] = []
+        for name, var in _inputs(op, known).items():
+            vars_of = mil.flat(var)
+            slots += [(name, self.slots[each]) for each in vars_of if each in self.slots]
+            kind = known[name].kind
+            if kind in PYTHON and all(each in self.constants for each in vars_of):
+                values = [self.constants[each].value for each in vars_of]
+                fixed[name] = python_value(values if isinstance(var, (list, tuple)) else values[0], kind)
+            else:
+                fetched.append((name, self._fetch(var, kind)))
+        bodies = tuple(self._body(block, tuple(block.inputs))[0] for block in op.blocks)
+        fetched += [
+            (parameter.name, partial(as_callables, bodies))
+            for parameter in impl.parameters
+            if parameter.kind is Kind.BLOCKS
+        ]
+        return Step(
+            op_type=op.op_type,
+            name=op.name,
+            call=partial(impl.function, **fixed),
+            arguments=tuple(fetched),
+            results=tuple(
+                Result(self._slot(var), info_of(var), self.weights.precision, rounds=not impl.moves)
+                for var in op.outputs
+            ),
+            many=len(op.outputs) > 1 or bool(bodies),
+            slots=tuple(slots),
+            reads=frozenset(slot for _, slot in slots).union(*(body.reads for body in bodies)),
+            shared=self._shared(op, impl, bodies),
+            bodies=bodies,
+        )
+
+    def _shared(self, op: mil.Operation, impl: Impl, bodies: tuple[Body, ...]) -> frozenset[int]:
+        if bodies:  # what a nested block returns may be anything it can see
+            return frozenset({BORROWED}).union(*(body.reads for body in bodies), self._slots_of(mil.arguments(op)))
+        return self._slots_of((name, var) for name, var in mil.arguments(op) if name in impl.shares)
+
+    def _slots_of(self, arguments: Iterable[tuple[str, mil.Var]]) -> frozenset[int]:
+        return frozenset(self.slots.get(var, BORROWED) for _, var in arguments)
+
+    def _value(self, var: mil.Var) -> Fetch:
+        if var in self.constants:
+            return Weight(self.constants[var], self.weights)
+        if var not in self.slots:
+            raise EvaluationError(f"{var.name!r} is used before it is computed")
+        return itemgetter(self.slots[var])
+
+    def _fetch(self, var: Any, kind: Kind) -> Fetch:
+        if isinstance(var, (list, tuple)):
+            return partial(as_tuple, tuple(self._value(each) for each in mil.flat(var)))
+        fetch = self._value(var)
+        if kind is Kind.TENSORS:
+            return partial(as_tuple, (fetch,))
+        if kind is Kind.INTS:
+            return partial(as_ints, fetch)
+        if kind is Kind.NUMBER:
+            return partial(as_number, fetch)
+        return fetch
+
+
+def _inputs(op: mil.Operation, known: Mapping[str, Parameter]) -> dict[str, Any]:
+    """The op's inputs that are given; EvaluationError for one the implementation does not know, or misses."""
+    given = {name: var for name, var in op.inputs.items() if var is not None and not name.startswith("_")}
+    for name in given:
+        if name not in known:
+            raise EvaluationError(f"{op.op_type} {op.name!r}: the interpreter does not know its input {name!r}")
+    for name, parameter in known.items():
+        if name not in given and not parameter.optional and parameter.kind is not Kind.BLOCKS:
+            raise EvaluationError(f"{op.op_type} {op.name!r} lacks its input {name!r}")
+    return given
+
+
+def _constant(var: mil.Var) -> Constant:
+    shape = () if mil.types.is_list(var.sym_type) else tuple(int(dim) for dim in var.shape)
+    return Constant(var.val, info_of(var).dtype, shape)
+
+
+def _freeing(steps: list[Step], mine: set[int], kept: list[int]) -> tuple[Step, ...]:
+    """The steps told which slots nobody reads after them, of those that belong to this block."""
+    live = set(kept)
+    freeing: list[Step] = []
+    for step in reversed(steps):
+        touched = step.reads.union(result.slot for result in step.results) & mine
+        freeing.append(replace(step, frees=tuple(sorted(touched - live))))
+        live |= step.reads
+    return tuple(reversed(freeing))

@@ -1,0 +1,58 @@
+"""What an op's result must be, and how it is held."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from milopt.errors import EvaluationError
+from milopt.interpreter.values import Precision, ValueInfo, held_dtype, is_float
+
+__all__ = ["Result"]
+
+
+class Result:
+    """Where a step's result goes and what it must be: the op's declared shape and dtype are checked at every run."""
+
+    __slots__ = ("_held", "_kind", "_mask", "_rounds", "_shape", "_static", "info", "slot")
+
+    def __init__(self, slot: int, info: ValueInfo, precision: Precision, rounds: bool) -> None:
+        self.slot = slot
+        self.info = info
+        self._held = held_dtype(info.dtype, precision)
+        self._kind = "float" if is_float(info.dtype) else "bool" if info.dtype == "bool" else "int"
+        self._mask = {"uint16": 0xFFFF, "uint32": 0xFFFFFFFF}.get(info.dtype)
+        self._rounds = rounds and info.dtype == "fp16" and precision == "declared"
+        self._shape = info.shape
+        self._static = info.shape is not None and all(isinstance(dim, int) for dim in info.shape)
+
+    def settle(self, value: Any, sizes: dict[str, int]) -> Any:
+        """The value as it is held, rounded to its declared dtype; EvaluationError if it isn't what is declared."""
+        if self._held is None:
+            return value
+        if value.dtype is not self._held:
+            value = self._converted(value)
+        if value.shape != self._shape and (self._static or not self._unifies(value.shape, sizes)):
+            raise EvaluationError(f"gave shape {tuple(value.shape)} for {self.info.name!r}, declared {self.info}")
+        if self._rounds:
+            return value.half().float()
+        return value
+
+    def _converted(self, value: torch.Tensor) -> torch.Tensor:
+        kind = "float" if value.is_floating_point() else "bool" if value.dtype is torch.bool else "int"
+        if kind != self._kind:
+            raise EvaluationError(f"gave {value.dtype} for {self.info.name!r}, declared {self.info}")
+        if self._mask is not None:
+            value = value.to(torch.int64) & self._mask
+        return value.to(self._held)
+
+    def _unifies(self, shape: torch.Size, sizes: dict[str, int]) -> bool:
+        if self._shape is None:
+            return True
+        if len(shape) != len(self._shape):
+            return False
+        return all(
+            want == "?" or (sizes.setdefault(want, have) if isinstance(want, str) else want) == have
+            for have, want in zip(shape, self._shape, strict=True)
+        )

@@ -1,0 +1,148 @@
+"""``load``: a path, a coremltools model or a PyMIL program becomes a :class:`Model`."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from coremltools.models import MLModel
+from coremltools.proto import Model_pb2
+
+from milopt.errors import MiloptError, PackageError
+from milopt.mil import Program, Target
+from milopt.package.carried import Carried
+from milopt.package.container import SPEC, Container, Item, inside, open_container
+from milopt.package.model import Model
+from milopt.package.reading import read_program
+from milopt.package.weights import Weights
+
+__all__ = ["load"]
+
+
+def load(source: str | os.PathLike[str] | MLModel | Program | Model) -> Model:
+    """A :class:`Model` from a ``.mlpackage``, a coremltools model or a PyMIL program; a Model is returned as it is.
+
+    Only ML Programs are read. Weights are views of the mapped weight file: nothing is copied, and replacing or
+    deleting the package afterwards is fine. :class:`~milopt.errors.PackageError` says in one line what can't be read.
+    """
+    if isinstance(source, Model):
+        return source
+    if isinstance(source, Program):
+        return _from_program(source)
+    if isinstance(source, MLModel):
+        return _from_mlmodel(source)
+    try:
+        path = Path(source)
+    except TypeError as error:
+        kind = type(source).__name__
+        raise MiloptError(f"can't load a {kind}: give a path, an MLModel or a PyMIL Program") from error
+    return _from_package(path)
+
+
+def _from_program(program: Program) -> Model:
+    if not program.functions:
+        raise PackageError("the program has no function")
+    default = program.default_function_name
+    if default not in program.functions:
+        if len(program.functions) > 1:
+            raise PackageError(
+                f"the program's default function {default!r} is not among: {', '.join(program.functions)}"
+            )
+        default = next(iter(program.functions))
+    opsets = [int(function.opset_version) for function in program.functions.values()]
+    return Model(program, max(int(Target.iOS15), *opsets), default)
+
+
+def _from_mlmodel(mlmodel: MLModel) -> Model:
+    folder = Path(mlmodel.weights_dir) if mlmodel.weights_dir else None
+    package = Path(mlmodel.package_path) if mlmodel.package_path else None
+
+    def find(path: str) -> Path:
+        head, *rest = PurePosixPath(path).parts
+        if folder is None or head != "weights" or not rest:
+            raise PackageError(f"the model has no weight file {path}")
+        return inside(folder, "/".join(rest), folder.name)
+
+    container = open_container(package) if package and package.is_dir() else None
+    return _from_spec(mlmodel.get_spec(), Weights(find, "the model"), "the model", container)
+
+
+def _from_package(root: Path) -> Model:
+    container = open_container(root)
+    spec = Model_pb2.Model()
+    try:
+        spec.ParseFromString(container.file(container.spec.path).read_bytes())
+    except OSError as error:
+        raise PackageError(f"{container.name}: {container.spec.path} can't be read: {error.strerror}") from error
+    except Exception as error:  # protobuf's DecodeError; its class depends on the implementation in use
+        raise PackageError(f"{container.name}: {container.spec.path} is truncated or no model: {error}") from error
+    folder = PurePosixPath(container.spec.path).parent
+    weights = Weights(lambda path: container.file(str(folder / path)), container.name)
+    return _from_spec(spec, weights, container.name, container)
+
+
+def _from_spec(spec: Any, weights: Weights, where: str, container: Container | None) -> Model:
+    kind = spec.WhichOneof("Type")
+    if kind != "mlProgram":
+        raise PackageError(f"{where} is a {kind or 'model of no type'}; milopt reads ML Programs only")
+    description = copy.deepcopy(spec.description)  # a copy: the part would keep the whole specification alive
+    carried = _carried(spec, container)
+    order = [each.name for each in description.functions]
+    program = read_program(spec.mlProgram, weights, order, where)
+    default = description.defaultFunctionName or "main"
+    if default not in program.functions:
+        raise PackageError(f"{where}: the default function {default!r} is not among: {', '.join(program.functions)}")
+    program.default_function_name = default
+    program.export_as_multifunction = bool(order)
+    metadata = description.metadata
+    return Model(
+        program,
+        int(spec.specificationVersion),
+        default,
+        description,
+        dict(metadata.userDefined),
+        metadata.author,
+        metadata.license,
+        metadata.versionString,
+        metadata.shortDescription,
+        dict(_attachments(container)) if container else {},
+        carried,
+    )
+
+
+def _carried(spec: Any, container: Container | None) -> Carried:
+    """To be called before the program is read: reading clears the attributes of functions."""
+    program = spec.mlProgram
+    return Carried(
+        container.spec if container else SPEC,
+        {item.path: item for item in _further_items(container)} if container else {},
+        spec.isUpdatable,
+        program.docString,
+        copy.deepcopy(dict(program.attributes)),
+        {name: copy.deepcopy(dict(function.attributes)) for name, function in program.functions.items()},
+    )
+
+
+def _further_items(container: Container) -> Iterator[Item]:
+    """The manifest's items that are neither the specification nor its weights."""
+    weights = PurePosixPath(container.spec.path).parent / "weights"
+    for item in container.items:
+        path = PurePosixPath(item.path)
+        if path != weights and weights not in path.parents:
+            yield item
+
+
+def _attachments(container: Container) -> Iterator[tuple[str, bytes]]:
+    data = container.root / "Data"
+    for item in _further_items(container):
+        start = inside(container.root, f"Data/{item.path}", container.name)
+        if not start.is_dir():
+            yield item.path, container.file(item.path).read_bytes()
+            continue
+        for folder, _, files in os.walk(data / item.path):
+            for name in sorted(files):
+                path = (Path(folder) / name).relative_to(data).as_posix()
+                yield path, container.file(path).read_bytes()

@@ -1,0 +1,91 @@
+"""Value and op names as a package needs them: unique within a function, inputs and outputs untouched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+from milopt.mil import Block, Function, Program
+
+__all__ = ["make_names_unique", "temporarily_unique_names"]
+
+# What Core ML's text form of a program accepts as a name.
+_INVALID = re.compile(r"[^A-Za-z0-9_]")
+
+
+def make_names_unique(program: Program) -> list[tuple[Any, str]]:
+    """Rename inner values and ops whose name is taken, or can't be written; returns what was renamed and from what.
+
+    A name may be used again in a block beside, not around, the first one: the condition and the body of a loop
+    usually name their inputs alike. Function inputs and outputs keep theirs. Op names are counted apart from values.
+    """
+    renamed: list[tuple[Any, str]] = []
+    for function in program.functions.values():
+        _Namer(function, renamed).run()
+    return renamed
+
+
+@contextmanager
+def temporarily_unique_names(program: Program) -> Generator[None]:
+    """Unique names inside the ``with`` block, the program's own ones again after it."""
+    renamed = make_names_unique(program)
+    try:
+        yield
+    finally:
+        for thing, name in reversed(renamed):
+            thing.name = name
+
+
+class _Namer:
+    """Names the values and ops of one function. ``everything`` holds all names there are, whatever the block."""
+
+    def __init__(self, function: Function, renamed: list[tuple[Any, str]]) -> None:
+        self.function = function
+        self.renamed = renamed
+        self.fixed = {*function.inputs.values(), *function.outputs}
+        self.ops: set[str] = set()
+        self.every_op: set[str] = set()
+        self.every_value = {var.name for var in self.fixed}
+        self._collect(function)
+
+    def run(self) -> None:
+        self._visit(self.function, {var.name for var in self.fixed})
+
+    def _collect(self, block: Block) -> None:
+        for op in block.operations:
+            self.every_op.add(op.name)
+            self.every_value.update(var.name for var in op.outputs)
+            for inner in op.blocks:
+                self.every_value.update(var.name for var in inner.inputs)
+                self._collect(inner)
+
+    def _visit(self, block: Block, visible: set[str]) -> None:
+        for op in block.operations:
+            for inner in op.blocks:
+                within = set(visible)
+                for var in inner.inputs:
+                    self._claim(var, within, self.every_value)
+                self._visit(inner, within)
+            self._claim(op, self.ops, self.every_op)
+            for var in op.outputs:
+                if var not in self.fixed:
+                    self._claim(var, visible, self.every_value)
+
+    def _claim(self, thing: Any, taken: set[str], everything: set[str]) -> None:
+        """Give ``thing`` a name that is not ``taken``: its own, or one that is new to the whole function."""
+        name = _valid(thing.name)
+        if name in taken or (name != thing.name and name in everything):
+            name = next(each for k in count(1) if (each := f"{name}_{k}") not in everything)
+        if name != thing.name:
+            self.renamed.append((thing, thing.name))
+            thing.name = name
+        taken.add(name)
+        everything.add(name)
+
+
+def _valid(name: str | None) -> str:
+    clean = _INVALID.sub("_", name or "op")
+    return f"_{clean}" if clean[0].isdigit() else clean

@@ -1,0 +1,116 @@
+"""Compares a model before and after passes while a pipeline runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+
+from milopt.errors import MiloptError, VerificationError
+from milopt.metrics import Exact, Lossy, Metric
+from milopt.reports import Report
+from milopt.signature import CacheSignature
+from milopt.verify.comparing import compare
+from milopt.verify.freezing import Frozen, freeze
+from milopt.verify.verdict import Verdict
+
+if TYPE_CHECKING:
+    from milopt.package import Model
+    from milopt.pipeline import Pass
+
+__all__ = ["Mode", "Verifier"]
+
+Mode: TypeAlias = Literal["each", "stage"]
+
+
+@dataclass
+class _Stage:
+    """Passes that ran since ``before`` and are judged together."""
+
+    before: Frozen
+    after: Frozen
+    metric: Metric
+    passes: list[str] = field(default_factory=list[str])
+    signature: CacheSignature | None = None
+    report: Report | None = None
+
+
+class Verifier:
+    """Told of every pass by :meth:`milopt.Pipeline.run`; raises VerificationError when a verdict fails.
+
+    ``mode`` is ``"each"``, ``"stage"`` (passes in a row whose metrics are of one kind are judged together, by the most
+    permissive of their bounds) or ``None`` for no comparison. A pass whose report says that nothing changed is not
+    compared by itself; if it changed something after all, the next comparison sees it. ``verdicts`` holds the names of
+    the passes judged and what was found.
+    """
+
+    def __init__(self, mode: Mode | None, model: Model, passes: Sequence[Pass]) -> None:
+        self.verdicts: list[tuple[tuple[str, ...], Verdict]] = []
+        self.told: Callable[[tuple[str, ...], Verdict], None] | None = None
+        self._mode = mode
+        self._model = model
+        self._passes = tuple(passes)
+        self._stage: _Stage | None = None
+        self._last = freeze(model) if mode is not None else None
+
+    @classmethod
+    def of(cls, verify: str | None, model: Model, passes: Sequence[Pass]) -> Verifier:
+        """A verifier for ``verify``, which must be ``None``, ``"each"`` or ``"stage"``."""
+        if verify not in (None, "each", "stage"):
+            raise MiloptError(f"verify is 'each', 'stage' or None, not {verify!r}")
+        return cls(cast("Mode | None", verify), model, passes)
+
+    def passed(self, index: int, report: Report) -> None:
+        """Pass number ``index`` has run and changed the model, or has not, as ``report`` says."""
+        if self._mode is None:
+            return
+        each = self._passes[index]
+        if report:
+            metric = report.metric or each.metric
+            if self._stage is not None and type(self._stage.metric) is not type(metric):
+                self._close()  # the pass turned out to need another metric than it declares
+            self._join(each, report, metric)
+        if self._mode == "each" or self._ends(index):
+            self._close()
+
+    def _ends(self, index: int) -> bool:
+        """Whether the next pass is of another kind, or there is none."""
+        if index + 1 == len(self._passes):
+            return True
+        return self._stage is not None and type(self._passes[index + 1].metric) is not type(self._stage.metric)
+
+    def _join(self, each: Pass, report: Report, metric: Metric) -> None:
+        precise = freeze(self._model)
+        judged = precise if isinstance(metric, Exact) else freeze(self._model, precision="declared")
+        if self._stage is None:
+            assert self._last is not None
+            self._stage = _Stage(self._last, judged, metric)
+        stage = self._stage
+        stage.passes.append(str(each))
+        stage.after, stage.report = judged, report
+        stage.metric = _weaker(stage.metric, metric)
+        stage.signature = report.signature or stage.signature
+        self._last = precise
+
+    def _close(self) -> None:
+        stage, self._stage = self._stage, None
+        if stage is None:
+            return
+        verdict = compare(stage.before, stage.after, metric=stage.metric, signature=stage.signature)
+        verdict = replace(verdict, subject=", ".join(stage.passes))
+        self.verdicts.append((tuple(stage.passes), verdict))
+        if stage.report is not None:
+            stage.report.verdicts.append(verdict)
+        if self.told is not None:
+            self.told(tuple(stage.passes), verdict)
+        if not verdict:
+            raise VerificationError(str(verdict), verdict)
+
+
+def _weaker(one: Metric, other: Metric) -> Metric:
+    """What allows as much as both: errors of passes in a row add up."""
+    if isinstance(one, Exact) and isinstance(other, Exact):
+        return Exact(max(one.rtol, other.rtol))
+    if isinstance(one, Lossy) and isinstance(other, Lossy):
+        return Lossy(min(one.min_snr_db, other.min_snr_db), min(one.min_top1, other.min_top1))
+    raise TypeError(f"{one} and {other} are of different kinds")

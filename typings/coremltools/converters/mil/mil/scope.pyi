@@ -1,0 +1,8 @@
+from enum import Enum
+
+class ScopeSource(Enum):
+    TORCHSCRIPT_MODULE_TYPE = 0
+    TORCHSCRIPT_MODULE_NAME = 1
+    COREMLTOOLS_GRAPH_PASS = 2
+    EXIR_STACK_TRACE = 3
+    EXIR_DEBUG_HANDLE = 4
