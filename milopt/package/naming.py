@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
@@ -12,26 +12,30 @@ from milopt.mil import Block, Function, Program
 
 __all__ = ["make_names_unique", "temporarily_unique_names"]
 
-# What Core ML's text form of a program accepts as a name.
+# What Core ML's text form of a program doesn't accept as a name (coremltools 9.0, preprocess.py, NameSanitizer).
 _INVALID = re.compile(r"[^A-Za-z0-9_]")
+_RESERVED = frozenset(
+    "any bool program func tensor list dict tuple true false string bf16 fp16 fp32 fp64 "
+    "int8 int16 int32 int64 uint8 uint16 uint32 uint64 state".split()
+)
 
 
-def make_names_unique(program: Program) -> list[tuple[Any, str]]:
-    """Rename inner values and ops whose name is taken, or can't be written; returns what was renamed and from what.
+def make_names_unique(program: Program, *, writable: bool = False) -> list[tuple[Any, str]]:
+    """Rename inner values and ops whose name is taken; returns what was renamed, and from what.
 
-    A name may be used again in a block beside, not around, the first one: the condition and the body of a loop
+    With ``writable`` also those whose name Core ML can't read. A name may be used again in a block beside, not around, the first one: the condition and the body of a loop
     usually name their inputs alike. Function inputs and outputs keep theirs. Op names are counted apart from values.
     """
     renamed: list[tuple[Any, str]] = []
     for function in program.functions.values():
-        _Namer(function, renamed).run()
+        _Namer(function, renamed, _writable if writable else str).run()
     return renamed
 
 
 @contextmanager
 def temporarily_unique_names(program: Program) -> Generator[None]:
-    """Unique names inside the ``with`` block, the program's own ones again after it."""
-    renamed = make_names_unique(program)
+    """Unique names that Core ML reads inside the ``with`` block, the program's own ones again after it."""
+    renamed = make_names_unique(program, writable=True)
     try:
         yield
     finally:
@@ -42,8 +46,9 @@ def temporarily_unique_names(program: Program) -> Generator[None]:
 class _Namer:
     """Names the values and ops of one function. ``everything`` holds all names there are, whatever the block."""
 
-    def __init__(self, function: Function, renamed: list[tuple[Any, str]]) -> None:
+    def __init__(self, function: Function, renamed: list[tuple[Any, str]], spell: Callable[[str], str]) -> None:
         self.function = function
+        self.spell = spell
         self.renamed = renamed
         self.fixed = {*function.inputs.values(), *function.outputs}
         self.ops: set[str] = set()
@@ -76,7 +81,7 @@ class _Namer:
 
     def _claim(self, thing: Any, taken: set[str], everything: set[str]) -> None:
         """Give ``thing`` a name that is not ``taken``: its own, or one that is new to the whole function."""
-        name = _valid(thing.name)
+        name = self.spell(thing.name)
         if name in taken or (name != thing.name and name in everything):
             name = next(each for k in count(1) if (each := f"{name}_{k}") not in everything)
         if name != thing.name:
@@ -86,6 +91,6 @@ class _Namer:
         everything.add(name)
 
 
-def _valid(name: str | None) -> str:
-    clean = _INVALID.sub("_", name or "op")
-    return f"_{clean}" if clean[0].isdigit() else clean
+def _writable(name: str) -> str:
+    clean = _INVALID.sub("_", name) or "_"
+    return f"_{clean}" if clean[0].isdigit() or clean in _RESERVED else clean

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import torch
+
 from milopt.cachedrive import CacheLayout, recognise
 from milopt.errors import EvaluationError, MiloptError
 from milopt.interpreter import Plan
@@ -164,15 +166,26 @@ def _expected(
 
 
 def _accepted(pair: _Pair, planner: Planner, index: int, name: str | None) -> tuple[Trial, list[Observed]]:
-    last = planner.attempts(name) - 1
-    for attempt in range(last):
-        trial = planner.random(index, name, attempt)
+    """A trial that the program before can run, and of whose outputs something can be said."""
+    attempt, positive = 0, False
+    while True:
+        trial = planner.random(index, name, attempt, positive=positive)
         try:
-            return trial, drive(pair.old.plans, pair.old_layout, trial)
+            observed = drive(pair.old.plans, pair.old_layout, trial)
         except EvaluationError:
+            attempt += 1
+            if attempt == planner.attempts(name):
+                raise
             continue
-    trial = planner.random(index, name, last)
-    return trial, drive(pair.old.plans, pair.old_layout, trial)
+        if positive or not any(_is_all_nan(value) for each in observed for value in each.values()):
+            return trial, observed
+        positive = True
+
+
+def _is_all_nan(value: Any) -> bool:
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.numel():
+        return False
+    return bool(value.isnan().all())
 
 
 def _measure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from milopt.interpreter import ValueInfo
 from milopt.verify.roles import Role
 from milopt.verify.trials import Array
 
-__all__ = ["MASKED", "causal", "draw", "numpy_dtype"]
+__all__ = ["MASKED", "Style", "causal", "draw", "numpy_dtype"]
 
 MASKED = -1e4
 """What masks add where a token may not be seen: finite in fp16, and exp(-1e4) is 0 in every format (constraint L10)."""
@@ -29,16 +30,25 @@ def numpy_dtype(mil_dtype: str) -> Any:
     return np.dtype(mil_dtype if mil_dtype in ("int8", "int16", "int64", "uint8", "uint16", "uint32") else "int32")
 
 
-def draw(
-    info: ValueInfo, shape: tuple[int, ...], role: Role, rng: np.random.Generator, *, ordinary: bool, context: int | None
-) -> Array:
-    """Values for one input, of its declared dtype.
+@dataclass(frozen=True)
+class Style:
+    """``ordinary`` values are such as a caller of the program would pass: positions that count up, causal masks.
 
-    ``ordinary`` ones are such as a caller of the program would pass: positions that count up, masks that are causal.
     Otherwise they are anything the input's type and its role's limits allow, since an exact rewrite must hold for all:
-    a mask's numbers then are any numbers.
+    a mask's numbers then are any numbers. ``positive`` numbers suit programs that take their logarithm or square root.
     """
-    values = _values(info, shape, role, rng, ordinary, context)
+
+    ordinary: bool
+    positive: bool = False
+
+
+def draw(
+    info: ValueInfo, shape: tuple[int, ...], role: Role, rng: np.random.Generator, style: Style, context: int | None
+) -> Array:
+    """Values for one input, of its declared dtype; ``context`` limits positions that nothing else limits."""
+    values = _values(info, shape, role, rng, style.ordinary, context)
+    if style.positive and role.kind == "number":
+        values = np.abs(values)
     return np.asarray(values).astype(numpy_dtype(info.dtype))
 
 

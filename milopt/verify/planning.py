@@ -11,7 +11,7 @@ import numpy as np
 from milopt.cachedrive import CacheLayout
 from milopt.errors import MiloptError
 from milopt.interpreter import Plan
-from milopt.verify.drawing import MASKED, causal, draw, numpy_dtype
+from milopt.verify.drawing import MASKED, Style, causal, draw, numpy_dtype
 from milopt.verify.freezing import Flexible
 from milopt.verify.roles import Role
 from milopt.verify.sizes import ATTEMPTS, choose, is_flexible
@@ -47,21 +47,22 @@ class Planner:
         """What is tried one by one: each function, or all of them together on one cache (``None``)."""
         return [*self.plans] if self.layout is None else [None]
 
-    def random(self, index: int, function: str | None, attempt: int = 0) -> Trial:
-        """Trial number ``index``."""
+    def random(self, index: int, function: str | None, attempt: int = 0, *, positive: bool = False) -> Trial:
+        """Trial number ``index``; other attempts at it draw other sizes, ``positive`` ones numbers above zero."""
         rng = np.random.default_rng([self.seed, index, attempt])
         ordinary = not self.anything or index % 2 == 0
+        style = Style(ordinary, positive)
         if function is None:
             assert self.layout is not None
-            return self._sequence(self.layout, index, rng, ordinary)
+            return self._sequence(self.layout, index, rng, style)
         plan = self.plans[function]
         last = attempt == ATTEMPTS - 1 or (index == 0 and attempt == 0)
         shapes = choose(plan, self.flexible[function], rng, ATTEMPTS - 1 if last else attempt)
         calls = [
-            Call(function, self._inputs(plan, shapes, rng, ordinary)) for _ in range(_STEPS if plan.states else 1)
+            Call(function, self._inputs(plan, shapes, rng, style)) for _ in range(_STEPS if plan.states else 1)
         ]
         contents = {} if ordinary else {name: _normal(info.shape, info.dtype, rng) for name, info in plan.states.items()}
-        kind = "ordinary" if ordinary else "arbitrary"
+        kind = "ordinary" if style.ordinary else "arbitrary"
         sizes = f" of {', '.join(map(_times, shapes.values()))}" if is_flexible(plan) else ""
         return Trial(f"{kind} random inputs{sizes} for {function}", tuple(calls), contents)
 
@@ -73,11 +74,11 @@ class Planner:
         return Trial("the inputs given", (Call(function, arrays),))
 
     def _inputs(
-        self, plan: Plan, shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator, ordinary: bool
+        self, plan: Plan, shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator, style: Style
     ) -> Arrays:
         roles, context = self.roles[plan.function], self._context(plan)
         return {
-            name: draw(info, shapes[name], roles[name], rng, ordinary=ordinary, context=context)
+            name: draw(info, shapes[name], roles[name], rng, style, context)
             for name, info in plan.inputs.items()
         }
 
@@ -93,7 +94,7 @@ class Planner:
         found = {layout.query_length(plan): plan for plan in self.plans.values()}
         return dict(sorted(found.items(), reverse=True))
 
-    def _sequence(self, layout: CacheLayout, index: int, rng: np.random.Generator, ordinary: bool) -> Trial:
+    def _sequence(self, layout: CacheLayout, index: int, rng: np.random.Generator, style: Style) -> Trial:
         """A run of tokens through all functions: from the first slot, to the last one, or between."""
         lengths = self._lengths(layout)
         queries = [*lengths, min(lengths)] if index % 2 == 0 else [*reversed(lengths)]
@@ -104,19 +105,19 @@ class Planner:
         calls: list[Call] = []
         position = start
         for query in queries:
-            calls.append(self._step(layout, lengths[query], position, start, rng, ordinary))
+            calls.append(self._step(layout, lengths[query], position, start, rng, style))
             position += query
         contents: Arrays = {}
-        if not ordinary:
+        if not style.ordinary:
             plan = next(iter(self.plans.values()))
             for slot in layout.signature.slots:
                 contents[slot.present] = _normal(layout.shape(slot, plan), layout.dtype(slot, plan), rng)
         steps = " + ".join(map(str, queries))
-        what = "random tokens" if ordinary else "arbitrary inputs, masks and cache"
+        what = "random tokens" if style.ordinary else "arbitrary inputs, masks and cache"
         return Trial(f"{what}, {steps} at slot {start} of {layout.context}", tuple(calls), contents)
 
     def _step(
-        self, layout: CacheLayout, plan: Plan, position: int, start: int, rng: np.random.Generator, ordinary: bool
+        self, layout: CacheLayout, plan: Plan, position: int, start: int, rng: np.random.Generator, style: Style
     ) -> Call:
         inputs: Arrays = {}
         roles = self.roles[plan.function]
@@ -124,13 +125,13 @@ class Planner:
             if name in layout.own_names():
                 continue
             shape = tuple(dim for dim in info.shape or () if isinstance(dim, int))
-            if ordinary and name in layout.signature.masks:
+            if style.ordinary and name in layout.signature.masks:
                 inputs[name] = _slot_mask(shape, info.dtype, position, start)
-            elif ordinary and roles[name].kind == "position":
+            elif style.ordinary and roles[name].kind == "position":
                 count = np.arange(position, position + shape[-1])
                 inputs[name] = np.broadcast_to(count, shape).astype(numpy_dtype(info.dtype))
             else:
-                inputs[name] = draw(info, shape, roles[name], rng, ordinary=ordinary, context=layout.context)
+                inputs[name] = draw(info, shape, roles[name], rng, style, layout.context)
         return Call(plan.function, inputs, position)
 
     def _prompt(self, tokens: Sequence[int]) -> Trial:
@@ -146,7 +147,7 @@ class Planner:
             if not fitting:
                 raise MiloptError(f"a prompt of {len(tokens)} tokens does not fit a context of {layout.context}")
             query = min((q for q in fitting if q >= len(tokens) - position), default=fitting[0])
-            call = self._step(layout, lengths[query], position, 0, rng, ordinary=True)
+            call = self._step(layout, lengths[query], position, 0, rng, Style(ordinary=True))
             ids = [name for name, role in self.roles[call.function].items() if role.kind == "index"]
             if len(ids) != 1 or call.inputs[ids[0]].shape[-1] != query:
                 raise MiloptError(f"function {call.function!r} has no single input of {query} token ids")

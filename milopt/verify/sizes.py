@@ -27,8 +27,8 @@ def choose(
 ) -> dict[str, tuple[int, ...]]:
     """A shape for every input; equal symbols get equal sizes.
 
-    The last attempt takes the default shapes. Of the others, every second gives one size to all inputs whose ranges
-    are the same: packages do not say which of their inputs must agree.
+    The last attempt takes the default shapes. The others draw two sizes for each range, of which every dimension takes
+    one; every second attempt draws only one, since packages do not say which of their dimensions must agree.
     """
     sizes: dict[str, int] = {}
     if attempt == ATTEMPTS - 1:
@@ -37,7 +37,7 @@ def choose(
         listed = {name: each.shapes for name, each in flexible.items() if each.shapes}
         pick = int(rng.integers(0, min(map(len, listed.values()))))
         _fix(sizes, plan, {name: shapes[pick] for name, shapes in listed.items()})
-    shared: dict[tuple[int, int], int] = {}
+    drawn: dict[tuple[int, int], list[int]] = {}
     for name, info in plan.inputs.items():
         ranges = flexible[name].ranges if name in flexible else ()
         for axis, dim in enumerate(info.shape or ()):
@@ -45,8 +45,9 @@ def choose(
                 continue
             bounds = ranges[axis] if axis < len(ranges) else (1, _SPREAD)
             low, high = bounds[0], bounds[1] if bounds[1] > 0 else bounds[0] + _SPREAD
-            drawn = int(rng.integers(low, min(high, low + _SPREAD) + 1))
-            sizes[dim] = shared.setdefault(bounds, drawn) if attempt % 2 else drawn
+            if bounds not in drawn:
+                drawn[bounds] = rng.integers(low, min(high, low + _SPREAD) + 1, 1 + (attempt + 1) % 2).tolist()
+            sizes[dim] = int(rng.choice(drawn[bounds]))
     return {
         name: tuple(sizes[dim] if isinstance(dim, str) else dim for dim in info.shape or ())
         for name, info in plan.inputs.items()

@@ -233,8 +233,8 @@ def test_mlmodel_outlives_its_folder(tmp_path: Path) -> None:
 
 def test_inner_names_become_unique_and_outer_ones_stay(tmp_path: Path) -> None:
     def build(x: Any) -> Any:
-        for _ in range(3):
-            x = mb.relu(x=x, name="same/name.1")
+        for name in ("same/name.1", "same/name.1", "same/name.1", "3", "state"):
+            x = mb.relu(x=x, name=name)
         return mb.tanh(x=x, name="x_1")
 
     inputs = [mb.TensorSpec(shape=(1, 16), dtype=types.fp16)]
@@ -244,7 +244,7 @@ def test_inner_names_become_unique_and_outer_ones_stay(tmp_path: Path) -> None:
     assert [op.name for op in operations(model.function())] == names  # the program in memory keeps its own
     block = spec_of(saved).mlProgram.functions["main"].block_specializations["CoreML6"]
     written = [op.outputs[0].name for op in block.operations]
-    assert written == ["same_name_1", "same_name_1_1", "same_name_1_2", "x_1"]
+    assert written == ["same_name_1", "same_name_1_1", "same_name_1_2", "_3", "_state", "x_1"]
     assert same(model, load(saved))
 
 

@@ -81,7 +81,11 @@ def _(values: Tensors, axis: int) -> Tensor:
 
 @movement("tile", moves=True)
 def _(x: Tensor, reps: Ints) -> Tensor:
-    return x.repeat(reps)
+    """Repetitions below 1, which MIL doesn't allow, count as 1.
+
+    Older converters wrote ``expand(n, -1)`` of a ranged input as a tile by ``-1 / size``; such packages are published.
+    """
+    return x.repeat([max(1, count) for count in reps])
 
 
 @movement("pad", moves=True)

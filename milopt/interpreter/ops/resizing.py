@@ -59,7 +59,7 @@ def nearest_along(x: Tensor, axis: int, count: int, mode: str = "DEFAULT") -> Te
 
 def _scaled(size: int, factor: float) -> int:
     """The new size as coremltools infers it, in float32."""
-    return math.floor(np.float32(factor) * np.float32(size))
+    return math.floor(float(np.float32(factor * size)))
 
 
 @resizing("upsample_nearest_neighbor", moves=True)

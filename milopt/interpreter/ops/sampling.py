@@ -43,7 +43,7 @@ def _(
         raise ValueError("neither roi nor boxes is given")
     crops: list[Tensor] = []
     for row, box in zip(rows, boxes.double(), strict=True):
-        top, left, bottom, right = _corners(*map(float, box), mode=box_coordinate_mode)
+        top, left, bottom, right = _corners(box, box_coordinate_mode)
         high, wide = (x.shape[2] - 1, x.shape[3] - 1) if normalized_coordinates else (1, 1)
         top, bottom = top * high * spatial_scale, bottom * high * spatial_scale
         left, right = left * wide * spatial_scale, right * wide * spatial_scale
@@ -53,8 +53,9 @@ def _(
     return torch.stack(crops) if roi is not None else torch.cat(crops)
 
 
-def _corners(a: float, b: float, c: float, d: float, mode: str) -> tuple[float, float, float, float]:
+def _corners(box: Tensor, mode: str) -> tuple[float, float, float, float]:
     """top, left, bottom, right"""
+    a, b, c, d = map(float, box)
     if mode == "CORNERS_HEIGHT_FIRST":
         return a, b, c, d
     if mode == "CORNERS_WIDTH_FIRST":
