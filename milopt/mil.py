@@ -203,7 +203,10 @@ _SIDE_EFFECTS = frozenset({"coreml_update_state", "write_state", "print"})
 
 def is_dead(op: Operation) -> bool:
     """Whether nothing uses what ``op`` computes, and running it has no other effect."""
-    return op.op_type not in _SIDE_EFFECTS and not any(var.child_ops or is_output(var) for var in op.outputs)
+    if any(var.child_ops or is_output(var) for var in op.outputs):
+        return False
+    inner = (each for block in op.blocks for each in operations(block))
+    return not any(each.op_type in _SIDE_EFFECTS for each in (op, *inner))
 
 
 def remove_if_dead(ops: Iterable[Operation]) -> int:

@@ -15,6 +15,7 @@ default are left out. Larger constants are listed at the end.
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -176,9 +177,13 @@ def _is_default(var: Var, default: Any) -> bool:
 
 
 def _literal(array: Any) -> str:
-    if array.ndim:
-        return f"[{', '.join(map(_literal, array))}]"
-    value = array[()] if isinstance(array, np.ndarray) else array
-    if array.dtype.kind == "b":
-        return str(value).lower()
-    return f'"{value}"' if array.dtype.kind in "US" else str(value)
+    if array.ndim == 0:
+        return _scalar(array[()])
+    return f"[{', '.join(map(_literal if array.ndim > 1 else _scalar, array))}]"
+
+
+def _scalar(value: Any) -> str:
+    kind = value.dtype.kind
+    if kind in "US":
+        return json.dumps(str(value))
+    return str(value).lower() if kind == "b" else str(value)

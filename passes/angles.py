@@ -33,21 +33,31 @@ class Tabulated:
     notes: tuple[str, ...] = ()
 
 
-def tabulate(var: Var, rows: int) -> Tabulated:
+Read = Callable[[Var], Tabulated]
+
+
+def tabulate(var: Var, rows: int, *, as_stored: bool = False) -> Tabulated:
     """``var`` for the positions 0 to ``rows`` - 1, computed in float64.
 
-    Roundings to fp16 on the way are not imitated: a table is there to be without them. Raises NoMatch where ``var`` is
-    not a function of one integer value alone, element by element.
+    Roundings to fp16 on the way are not imitated: a table is there to be without them. That of the frequencies is taken
+    back where it can be, unless ``as_stored``. Raises NoMatch where ``var`` is not a function of one integer value
+    alone, element by element.
     """
-    if (array := constant(var)) is not None:
-        values, note = exact_frequencies(np.asarray(array))
-        return Tabulated(None, (None,) * values.ndim, values[None], (note,) if note else ())
-    if _is_integer(var):
-        return _positions(var, rows)
-    require(var.op is not None, "it depends on a {} input, not on integer positions alone", dtype_name(var), at=var)
-    assert var.op is not None
-    require(var.op.op_type in _STEPS, "its angles pass through {}", var.op.op_type, at=var)
-    return _STEPS[var.op.op_type](var.op, rows)
+
+    def read(var: Var) -> Tabulated:
+        if (array := constant(var)) is not None:
+            values, note = np.asarray(array, np.float64), ""
+            if not as_stored:
+                values, note = exact_frequencies(np.asarray(array))
+            return Tabulated(None, (None,) * values.ndim, values[None], (note,) if note else ())
+        if _is_integer(var):
+            return _positions(var, rows)
+        require(var.op is not None, "it depends on a {} input, not on integer positions alone", dtype_name(var), at=var)
+        assert var.op is not None
+        require(var.op.op_type in _STEPS, "its angles pass through {}", var.op.op_type, at=var)
+        return _STEPS[var.op.op_type](var.op, read)
+
+    return read(var)
 
 
 def _is_integer(var: Var) -> bool:
@@ -63,7 +73,8 @@ def _positions(var: Var, rows: int) -> Tabulated:
         return _expanded_to(inner, _axes_of(op, var.rank), var.rank)
     if op is not None and op.op_type == "cast" and _is_integer(op.inputs["x"]):
         return _positions(op.inputs["x"], rows)
-    return Tabulated(var, axes, np.arange(rows, dtype=np.float64).reshape(rows, *[1] * var.rank))
+    table = np.expand_dims(np.arange(rows, dtype=np.float64), tuple(range(1, var.rank + 1)))
+    return Tabulated(var, axes, table)
 
 
 def _axes_of(op: Operation, rank: int) -> set[int]:
@@ -76,33 +87,33 @@ def _expanded_to(inner: Tabulated, added: set[int], rank: int) -> Tabulated:
     return replace(inner, axes=axes, table=np.expand_dims(inner.table, tuple(at + 1 for at in added)))
 
 
-def _same(op: Operation, rows: int) -> Tabulated:
-    return tabulate(op.inputs["x"], rows)
+def _same(op: Operation, read: Read) -> Tabulated:
+    return read(op.inputs["x"])
 
 
-def _wave(op: Operation, rows: int) -> Tabulated:
-    angles = _same(op, rows)
+def _wave(op: Operation, read: Read) -> Tabulated:
+    angles = _same(op, read)
     return replace(angles, table=np.cos(angles.table) if op.op_type == "cos" else np.sin(angles.table))
 
 
-def _expanded(op: Operation, rows: int) -> Tabulated:
+def _expanded(op: Operation, read: Read) -> Tabulated:
     rank = op.outputs[0].rank
-    return _expanded_to(_same(op, rows), _axes_of(op, rank), rank)
+    return _expanded_to(_same(op, read), _axes_of(op, rank), rank)
 
 
-def _transposed(op: Operation, rows: int) -> Tabulated:
-    return _permuted(_same(op, rows), [int(axis) for axis in constant(op.inputs["perm"])])
+def _transposed(op: Operation, read: Read) -> Tabulated:
+    return _permuted(_same(op, read), [int(axis) for axis in constant(op.inputs["perm"])])
 
 
 def _permuted(inner: Tabulated, perm: list[int]) -> Tabulated:
     rank = len(inner.axes)
     perm = [axis % rank for axis in perm]
-    table = inner.table.transpose(0, *[axis + 1 for axis in perm])
+    table: Array = np.transpose(inner.table, [0, *[axis + 1 for axis in perm]])
     return replace(inner, axes=tuple(inner.axes[axis] for axis in perm), table=table)
 
 
-def _joined(op: Operation, rows: int) -> Tabulated:
-    parts = [tabulate(var, rows) for var in flat(op.inputs["values"])]
+def _joined(op: Operation, read: Read) -> Tabulated:
+    parts = [read(var) for var in flat(op.inputs["values"])]
     axis = int(constant(op.inputs["axis"])) % op.outputs[0].rank
     first = parts[0]
     require(not constant(op.inputs["interleave"]), "its angles are interleaved", at=op)
@@ -135,16 +146,16 @@ def _combined(op: Operation, apply: Callable[[Array, Array], Array], parts: list
     return Tabulated(_one_of(parts, op), tuple(axes), apply(x.table, y.table), _notes(parts))
 
 
-def _elementwise(op: Operation, rows: int) -> Tabulated:
-    parts = [tabulate(op.inputs[name], rows) for name in ("x", "y")]
+def _elementwise(op: Operation, read: Read) -> Tabulated:
+    parts = [read(op.inputs[name]) for name in ("x", "y")]
     return _combined(op, _ELEMENTWISE[op.op_type], parts)
 
 
-def _outer(op: Operation, rows: int) -> Tabulated:
+def _outer(op: Operation, read: Read) -> Tabulated:
     """A matrix product over an axis of one element: every position times every frequency."""
     parts: list[Tabulated] = []
     for name, summed in (("x", -1), ("y", -2)):
-        part = tabulate(op.inputs[name], rows)
+        part = read(op.inputs[name])
         require(len(part.axes) > 1, "it sums over angles", at=op)
         if constant(op.inputs[f"transpose_{name}"]):
             rank = len(part.axes)
@@ -161,7 +172,7 @@ _ELEMENTWISE: dict[str, Callable[[Array, Array], Array]] = {
     "add": np.add,
     "sub": np.subtract,
 }
-_STEPS: dict[str, Callable[[Operation, int], Tabulated]] = {
+_STEPS: dict[str, Callable[[Operation, Read], Tabulated]] = {
     "cast": _same,
     "identity": _same,
     "cos": _wave,

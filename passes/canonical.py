@@ -99,7 +99,7 @@ _NUMPY = {"fp16": "float16", "fp32": "float32"}
 
 
 class MergeReshapes(Rule[tuple[int, ...]]):
-    """``reshape`` of a ``reshape``, ``expand_dims`` or ``squeeze``  ->  one ``reshape``; any two that cancel  ->  ``x``.
+    """``reshape`` of a ``reshape``, ``expand_dims`` or ``squeeze``  ->  one ``reshape``; two that cancel  ->  ``x``.
 
     All of them keep the elements in their order. It stays away from symbolic dimensions, unless the shapes at both ends
     are the same symbols, and keeps the first op where something else needs it, unless the two cancel.

@@ -38,7 +38,7 @@ def exact_frequencies(values: Array) -> tuple[Array, str]:
     note = f"inverse frequencies that fp16 had rounded were restored: theta {theta:g}"
     if factor != 1:
         note += f", divided by {factor}"
-    return (np.tile(exact, 2) if twice else exact).reshape(values.shape), note
+    return np.reshape(np.tile(exact, 2) if twice else exact, values.shape), note
 
 
 def fit_theta(row: Array) -> tuple[float, int] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import log2
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,12 +47,12 @@ class Fp16SafeNorm(RulePass):
         report = super().run(model)
         report.misses = [miss for miss in report.misses if _is_near(miss)]
         if count := sum(_is_fp16_layer_norm(op) for f in model.functions.values() for op in operations(f)):
-            report.notes.append(f"{count} layer_norm ops left alone: no intermediate of theirs is a value of the program")
+            report.notes.append(f"{count} layer_norm ops left alone: they have no intermediate values")
         return report
 
 
 def _is_near(miss: Miss) -> bool:
-    """Whether there was a mean under a root. With something computed added to it, it is what this pass itself writes."""
+    """Whether there was a mean under a root. Something computed added to it is what this pass itself writes."""
     return miss.declined or (miss.depth > 2 and miss.arguments != ("eps",))
 
 
@@ -83,9 +84,7 @@ class PrescaleNorm(Rule[_Facts]):
 
     def pattern(self, op: Ops, /, x: Value, axes: Const, eps: Scalar, inside: Scalar, outside: Scalar) -> Any:
         wide = op.one_of("widened", no=x, yes=op.shared(op.cast(x=x, dtype="fp32")))
-        squares = op.one_of(
-            "squares", pow=op.pow(x=wide, y=2.0), mul=op.mul(x=wide, y=wide), square=op.square(x=wide)
-        )
+        squares = op.one_of("squares", pow=op.pow(x=wide, y=2.0), mul=op.mul(x=wide, y=wide), square=op.square(x=wide))
         mean = op.reduce_mean(x=squares, axes=axes, keep_dims=True)
         total = op.one_of("sum", add=op.add(y=eps, x=mean), none=mean)
         root = op.one_of("narrowed", no=op.sqrt(x=total), yes=op.cast(x=op.sqrt(x=total), dtype="fp16"))
@@ -103,7 +102,8 @@ class PrescaleNorm(Rule[_Facts]):
         x = m.x
         if dtype_name(x) == "fp32":
             source = x.op.inputs["x"] if x.op is not None and x.op.op_type == "cast" else x
-            require(dtype_name(source) == "fp16", "the norm is fp32 from its input on, and overflows at 1e19", at=x)  # 1
+            # 1: fp32 squares overflow beyond 1e19
+            require(dtype_name(source) == "fp16", "the norm is fp32 from its input on", at=x)
             x = source
         eps = float(m.eps or 0) + float(m.inside or 0)
         require(eps > 0, "there is no epsilon under the root", at=m.root)  # 2
@@ -133,7 +133,7 @@ class PrescaleNorm(Rule[_Facts]):
 
 def _clamp(eps: float) -> np.float16:
     """The power of two next to √eps, within what ``_PEAK`` may be divided by."""
-    return np.float16(max(2.0 ** round(np.log2(eps) / 2), _LEAST))
+    return np.float16(max(2.0 ** round(log2(eps) / 2), _LEAST))
 
 
 @lru_cache(maxsize=64)

@@ -14,17 +14,18 @@ __all__ = ["make_names_unique", "temporarily_unique_names"]
 
 # What Core ML's text form of a program doesn't accept as a name (coremltools 9.0, preprocess.py, NameSanitizer).
 _INVALID = re.compile(r"[^A-Za-z0-9_]")
-_RESERVED = frozenset(
-    "any bool program func tensor list dict tuple true false string bf16 fp16 fp32 fp64 "
-    "int8 int16 int32 int64 uint8 uint16 uint32 uint64 state".split()
-)
+_RESERVED = {
+    *("any", "bool", "program", "func", "tensor", "list", "dict", "tuple", "true", "false", "string", "state"),
+    *("bf16", "fp16", "fp32", "fp64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+}
 
 
 def make_names_unique(program: Program, *, writable: bool = False) -> list[tuple[Any, str]]:
     """Rename inner values and ops whose name is taken; returns what was renamed, and from what.
 
-    With ``writable`` also those whose name Core ML can't read. A name may be used again in a block beside, not around, the first one: the condition and the body of a loop
-    usually name their inputs alike. Function inputs and outputs keep theirs. Op names are counted apart from values.
+    With ``writable`` also those whose name Core ML can't read. A name may be used again in a block beside, not around,
+    the first one: the condition and the body of a loop usually name their inputs alike. Function inputs and outputs
+    keep theirs. Op names are counted apart from values.
     """
     renamed: list[tuple[Any, str]] = []
     for function in program.functions.values():

@@ -21,7 +21,7 @@ import coremltools.converters.mil.mil.program as pymil_program
 import numpy as np
 
 from milopt.errors import MiloptError, PackageError
-from milopt.mil import Block, Function, Program, Target, Var, mb
+from milopt.mil import Block, Program, Target, Var, mb
 from milopt.package.naming import make_names_unique
 from milopt.package.weights import Weights
 
@@ -43,12 +43,12 @@ def read_program(proto: Any, weights: Weights, order: Iterable[str], where: str)
     names += sorted(set(proto.functions) - set(names))
     with _isolated_builder(weights):
         for name in names:
-            program.add_function(name, _read_function(proto.functions[name], f"{where}: function {name!r}"))
+            _read_function(program, name, proto.functions[name], f"{where}: function {name!r}")
     make_names_unique(program)
     return program
 
 
-def _read_function(proto: Any, where: str) -> Function:
+def _read_function(program: Program, name: str, proto: Any, where: str) -> None:
     if proto.opset not in OPSETS:
         raise PackageError(f"{where} has the unknown opset {proto.opset!r}")
     if len(proto.block_specializations) != 1:
@@ -57,13 +57,13 @@ def _read_function(proto: Any, where: str) -> Function:
     context = _Context()
     try:
         function = milproto._load_function(context, proto, OPSETS[proto.opset])  # pyright: ignore[reportPrivateUsage]
+        program.add_function(name, function)
     except MiloptError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PackageError(f"{where} can't be read by coremltools: {reason}") from error
     _drop_placeholders(function, context)
-    return function
 
 
 class _Context(milproto.TranscriptionContext):
@@ -92,7 +92,6 @@ def _drop_placeholders(block: Block, context: _Context) -> None:
 @contextmanager
 def _isolated_builder(weights: Weights) -> Generator[None]:
     """Weights come from ``weights``, invented names are counted from zero, and the builder's state is put back."""
-    stock = milproto._load_value  # pyright: ignore[reportPrivateUsage]
 
     def load_value(context: milproto.TranscriptionContext, value_spec: Any) -> Any:
         if value_spec.WhichOneof("value") == "blobFileValue":
@@ -101,6 +100,7 @@ def _isolated_builder(weights: Weights) -> Generator[None]:
         return bool(value) if type(value) is np.bool_ else value  # numpy 2.4 takes no numpy.bool for keepdims
 
     with _PYMIL:
+        stock = milproto._load_value  # pyright: ignore[reportPrivateUsage]
         counts, stack = mb.name_count, pymil_block.BLOCK_STACK
         milproto._load_value = load_value  # pyright: ignore[reportPrivateUsage]
         mb.name_count = defaultdict(int)

@@ -55,6 +55,10 @@ def _check(program: Program, spec_version: int) -> None:
         for key, var in function.inputs.items():
             if var.name != key:
                 raise PackageError(f"function {name!r}: its input {key!r} is called {var.name!r} inside")
+        outer = {*function.inputs.values(), *function.outputs}
+        names = sorted(var.name for var in outer)
+        if len(set(names)) < len(names):
+            raise PackageError(f"function {name!r} has two different inputs or outputs of one name: {', '.join(names)}")
         for op in operations(function):
             namespace = getattr(op, "_dialect_namespace", "coreml")
             if namespace != "coreml":

@@ -17,7 +17,7 @@ from coremltools.proto import Model_pb2
 from milopt.errors import MiloptError, PackageError
 from milopt.package import load
 
-from .support import SPEC, WEIGHTS, edit_manifest, entries, linear, spec_of, write_spec
+from .support import SPEC, WEIGHTS, edit_manifest, entries, linear, spec_of, two_functions, write_spec
 
 
 @pytest.fixture
@@ -214,6 +214,17 @@ def test_broken_programs(package: Path) -> None:
     assert "no_such_op" in with_change(unknown_op)
     assert "default function 'main' is not among" in with_rename(package)
     assert load(package).functions  # none of this left a trace in the process
+
+
+def test_functions_of_different_opsets(tmp_path: Path) -> None:
+    package = load(two_functions()).save(tmp_path / "a.mlpackage")
+    spec = spec_of(package)
+    function = spec.mlProgram.functions["decode"]
+    function.block_specializations["CoreML7"].CopyFrom(function.block_specializations["CoreML8"])
+    del function.block_specializations["CoreML8"]
+    function.opset = "CoreML7"
+    write_spec(package, spec)
+    assert "all functions must have the same opset_version" in refused(package)
 
 
 def with_rename(package: Path) -> str:

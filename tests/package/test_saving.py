@@ -133,6 +133,12 @@ def test_attachments_can_not_replace_the_model(tmp_path: Path) -> None:
         assert "attachment" in refused(model, tmp_path / "a.mlpackage")
 
 
+def test_outputs_of_one_name(tmp_path: Path) -> None:
+    model = load(linear())
+    model.function().outputs[0].name = "x"
+    assert "two different inputs or outputs of one name: x, x" in refused(model, tmp_path / "a.mlpackage")
+
+
 def test_program_that_is_no_core_ml(tmp_path: Path) -> None:
     model = load(linear())
     model.default_function = "gone"

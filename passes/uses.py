@@ -1,0 +1,140 @@
+"""The weights of a model: which arrays they are, where they stand and what uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from milopt.mil import Operation, Var, arguments, constant, is_output, operations, shape_of, weight_key
+from milopt.package import Model
+from milopt.reports import require
+
+__all__ = ["Layout", "Place", "Weight", "consumers", "find_weights", "layout_of"]
+
+Array = np.ndarray[Any, Any]
+
+
+class Layout(NamedTuple):
+    """Which bytes belong to one output channel: an array read as (``outer``, ``channels``, ``inner``).
+
+    The same for (O, I) and (O, I, 1, 1), whatever op they feed.
+    """
+
+    outer: int
+    channels: int
+    inner: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """A ``const`` op in a function."""
+
+    function: str
+    op: Operation
+
+    @property
+    def var(self) -> Var:
+        return self.op.outputs[0]
+
+
+@dataclass
+class Weight:
+    """One array of numbers and the places that hold it, in all functions and whatever their shapes."""
+
+    array: Array
+    places: list[Place] = field(default_factory=list[Place])
+
+    @property
+    def name(self) -> str:
+        return self.places[0].var.name
+
+    def users(self) -> Iterator[tuple[Place, str, Operation]]:
+        """``(place, input name, op)`` for each op input that the array feeds."""
+        for place in self.places:
+            for name, user in consumers(place.var):
+                yield place, name, user
+
+
+def find_weights(model: Model) -> list[Weight]:
+    """Every constant array of fp16 or fp32 that some op input named in ``CHANNEL_AXES`` holds, in program order.
+
+    Constants with the same bytes in memory are one weight.
+    """
+    found: dict[Any, Weight] = {}
+    for name, function in model.functions.items():
+        for op in operations(function):
+            value = constant(op.outputs[0]) if op.op_type == "const" else None
+            if isinstance(value, np.ndarray) and value.dtype in (np.float16, np.float32):
+                array: Array = value
+                found.setdefault(weight_key(array), Weight(array)).places.append(Place(name, op))
+    return [each for each in found.values() if any((op.op_type, name) in CHANNEL_AXES for _, name, op in each.users())]
+
+
+def consumers(var: Var) -> Iterator[tuple[str, Operation]]:
+    """``(input name, op)`` for each use of ``var``."""
+    for op in dict.fromkeys(var.child_ops):
+        for name, value in arguments(op):
+            if value is var:
+                yield name, op
+
+
+def _transposed(op: Operation, name: str) -> bool:
+    return bool(constant(op.inputs.get(name)))
+
+
+# (op type, input) -> the axis of the weight that holds its output channels, for a gather the one it takes rows from;
+# coremltools' choice (optimize/_utils.py, select_input_output_channel_axis), constraints W4
+CHANNEL_AXES: dict[tuple[str, str], Callable[[Operation], int]] = {
+    ("linear", "weight"): lambda op: 0,
+    ("conv", "weight"): lambda op: 0,
+    ("conv_transpose", "weight"): lambda op: 1,
+    ("matmul", "x"): lambda op: -1 if _transposed(op, "transpose_x") else -2,
+    ("matmul", "y"): lambda op: -2 if _transposed(op, "transpose_y") else -1,
+    ("gather", "x"): lambda op: int(constant(op.axis)),
+}
+
+
+def layout_of(weight: Weight) -> Layout:
+    """The one layout that all uses of ``weight`` agree on. Raises NoMatch where one has none, or two differ."""
+    found: dict[Layout, str] = {}
+    for place, name, op in weight.users():
+        use = f"{op.op_type}.{name} of {op.outputs[0].name}"
+        axis = CHANNEL_AXES.get((op.op_type, name))
+        require(axis is not None, "{} holds it too, which is no weight of a layer", use, at=place.op)
+        require(not (op.op_type == "gather" and _only_scales(op)), "{} looks up factors, not weights", use, at=place.op)
+        assert axis is not None
+        found[_layout(shape_of(place.var), axis(op))] = use
+    for place in weight.places:
+        require(not is_output(place.var), "it is an output", at=place.op)
+    uses = list(found.values())
+    require(len(found) == 1, "its uses have their channels on different axes: {}", ", ".join(uses), at=weight.name)
+    return next(iter(found))
+
+
+def _layout(shape: tuple[int, ...], axis: int) -> Layout:
+    if not -len(shape) <= axis < len(shape):  # a matmul by a vector: one channel
+        return Layout(1, 1, prod(shape))
+    axis %= len(shape)
+    return Layout(prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :]))
+
+
+_MOVES = frozenset({"cast", "concat", "expand_dims", "reshape", "slice_by_index", "split", "squeeze", "tile", "transpose"})
+
+
+def _only_scales(op: Operation) -> bool:
+    """Whether all that becomes of the result, past movements of data, are products with other computed values.
+
+    So it is with tables of cosines and sines, where an error of a row is one of every token at that position.
+    """
+    uses = [user for var in op.outputs for user in var.child_ops]
+    if not uses or any(is_output(var) for var in op.outputs):
+        return False
+    return all(_only_scales(use) if use.op_type in _MOVES else _is_product(use) for use in uses)
+
+
+def _is_product(op: Operation) -> bool:
+    return op.op_type == "mul" and op.x is not op.y and all(constant(each) is None for each in (op.x, op.y))
