@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from milopt.kmeans import exact, search
 
 __all__ = ["Palette", "palettize"]
 
-Array = np.ndarray[Any, Any]
+Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
 # Above values · entries, the exact method's table (8 bytes each) is more than 128 MB; fp16 weights never get there.
 _EXACT_TENSOR = 1 << 24
@@ -99,7 +99,8 @@ def _histogram(row: Array) -> tuple[Array, Array]:
     counts[0] += counts[1 << 15]  # -0 is 0
     counts[1 << 15] = 0
     (present,) = np.nonzero(counts)
-    values = present.astype(np.uint16).view(np.float16)
+    patterns: Array = present.astype(np.uint16)
+    values = patterns.view(np.float16)
     order = np.argsort(values)
     return values[order], counts[present][order]
 
@@ -111,9 +112,13 @@ def _squares(values: Array) -> float:
 
 def _nearest(lut: Array, row: Array) -> Array:
     """The index of the entry nearest to each weight; the lower one of two as near."""
-    middles = (lut[1:].astype(np.float64) + lut[:-1]) / 2
+    middles: Array = (lut[1:].astype(np.float64) + lut[:-1]) / 2
     if row.dtype != np.float16 or len(row) < _LONG_ROW:
-        return np.searchsorted(middles, row).astype(np.uint8)
-    patterns = np.arange(1 << 16, dtype=np.uint16)
-    found: Array = np.searchsorted(middles, patterns.view(np.float16)).astype(np.uint8)[row.view(np.uint16)]
-    return found
+        return middles.searchsorted(row).astype(np.uint8)
+    return middles.searchsorted(_fp16_numbers()).astype(np.uint8)[row.view(np.uint16)]
+
+
+def _fp16_numbers() -> Array:
+    """All numbers of fp16, by their bits; NaN among them."""
+    patterns: Array = np.arange(1 << 16, dtype=np.uint16)
+    return np.frombuffer(patterns, np.float16)

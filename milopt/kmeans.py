@@ -6,13 +6,13 @@ values with sum S has the squared error Σx² - S²/n; the least error is theref
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 __all__ = ["exact", "search"]
 
-Array = np.ndarray[Any, Any]
+Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
 # `search`: cells per run, how many of them a boundary may move, and the spans (in runs) and steps of the last, finest
 # moves. Reaching farther or once more takes half as much time again, and gains less than 0.02% of the error on normal,
@@ -57,27 +57,29 @@ def search(rows: Array, entries: int) -> Array:
     counts = np.diff(cuts, axis=0)
     totals = np.diff(np.take_along_axis(sums, cuts, axis=0), axis=0)
     nearby = np.take_along_axis(values, np.minimum(cuts[:-1], len(values) - 1), axis=0)
-    means = np.where(counts > 0, totals / np.maximum(counts, 1), nearby)  # an empty run: any value between its neighbours
+    means = np.where(
+        counts > 0, totals / np.maximum(counts, 1), nearby
+    )  # an empty run: any value between its neighbours
     return (means + middle).T
 
 
 def _companded(values: Array, entries: int) -> Array:
     """Boundaries of cells, ``(entries · _CELLS + 1, G)``, at equal steps of the integral of density^(1/3)."""
     n, width = values.shape
-    at = _sample_places(n)
+    at: Array = _sample_places(n)
     share = np.diff(at)[:, None].astype(np.float64)
     # density = share / gap, so density^(1/3) · gap:
-    steps = np.diff(values[at], axis=0) ** (2 / 3) * share ** (1 / 3)
+    steps: Array = np.diff(values[at], axis=0) ** (2 / 3) * share ** (1 / 3)
     for _ in range(4):  # no more runs in a stretch than it has values: outliers far away would take most of them
         steps = np.minimum(steps, share * steps.sum(axis=0) / entries)
-    curve = np.zeros((len(at), width))
+    curve: Array = np.zeros((len(at), width))
     np.cumsum(steps, axis=0, out=curve[1:])
     places = at.astype(np.float64)
     places[-1] = n
     cells = entries * _CELLS
-    cuts = np.empty((cells + 1, width), np.int64)
+    cuts: Array = np.empty((cells + 1, width), np.int64)
     for each in range(width):
-        cuts[:, each] = np.interp(np.linspace(0, curve[-1, each], cells + 1), curve[:, each], places)
+        cuts[:, each] = np.interp(np.arange(cells + 1) * (curve[-1, each] / cells), curve[:, each], places)
     cuts[0], cuts[-1] = 0, n
     return cuts
 
@@ -86,20 +88,20 @@ def _sample_places(n: int) -> Array:
     """Places in a sorted row where its density is looked at: evenly, and ever more densely towards both ends."""
     tail = np.concatenate([np.arange(8), np.geomspace(8, max(9, n / 2), 96)])
     places = np.concatenate([tail, n - 1 - tail, np.linspace(0, n - 1, 257)])
-    return np.unique(np.clip(places, 0, n - 1).round().astype(np.int64))
+    return np.unique(np.rint(_between(places, 0, n - 1)).astype(np.int64))
 
 
 def _cells(cuts: Array) -> Array:
     """Each run between ``cuts`` cut into cells of as many values."""
     parts = (np.arange(_CELLS) / _CELLS)[None, :, None]
-    inside = cuts[:-1, None] + ((cuts[1:] - cuts[:-1])[:, None] * parts).round().astype(np.int64)
+    inside = cuts[:-1, None] + ((cuts[1:] - cuts[:-1])[:, None] * parts + 0.5).astype(np.int64)
     return np.concatenate([inside.reshape(-1, cuts.shape[1]), cuts[-1:]])
 
 
 def _coarse(cells: Array) -> tuple[Array, Array]:
     """Runs of ``_CELLS`` cells, and for each boundary the ``_REACH`` cells before and behind it as its places."""
     places = np.arange(0, len(cells), _CELLS)[:, None] + np.arange(-_REACH, _REACH + 1)
-    return cells[::_CELLS], cells[np.clip(places, 0, len(cells) - 1)]
+    return cells[::_CELLS], cells[_between(places, 0, len(cells) - 1)]
 
 
 def _fine(cuts: Array, span: float) -> Array:
@@ -108,12 +110,16 @@ def _fine(cuts: Array, span: float) -> Array:
     reach = np.zeros(cuts.shape)
     reach[1:-1] = (cuts[2:] - cuts[:-2]) * (span / 2)
     step = np.maximum(reach / _STEPS, 1)[:, None]
-    return np.clip(cuts[:, None] + (around * step).round().astype(np.int64), 0, cuts[-1, 0])
+    return _between(cuts[:, None] + np.rint(around * step).astype(np.int64), 0, cuts[-1, 0])
+
+
+def _between(values: Array, low: int, high: int) -> Array:
+    return np.minimum(np.maximum(values, low), high)
 
 
 def _best(sums: Array, cuts: Array, places: Array) -> Array:
     """The boundaries with the largest Σ S²/n among ``places``, each of which ascends along its middle axis."""
-    entries, width = len(cuts) - 1, cuts.shape[1]
+    entries, width = len(cuts) - 1, int(cuts.shape[1])
     every = np.arange(width)
     back = np.zeros((entries, places.shape[1], width), np.int8)
     start, below = np.zeros((1, width)), np.zeros((1, width))
@@ -123,9 +129,9 @@ def _best(sums: Array, cuts: Array, places: Array) -> Array:
         end, above = ends.astype(np.float64), sums[ends, every]
         best, origin = np.full(ends.shape, -np.inf), back[run, : len(ends)]
         count, total, worse = np.empty_like(best), np.empty_like(best), np.empty(best.shape, bool)
-        for index in range(len(start)):
-            np.subtract(end, start[index], out=count)
-            np.subtract(above, below[index], out=total)
+        for place in range(len(start)):
+            np.subtract(end, start[place], out=count)
+            np.subtract(above, below[place], out=total)
             np.less(count, 0, out=worse)
             np.copyto(total, -np.inf, where=worse)
             # S²/n, with 0 for an empty run; -inf for one that ends before it begins
@@ -133,14 +139,14 @@ def _best(sums: Array, cuts: Array, places: Array) -> Array:
             np.copyto(count, -1.0, where=worse)
             np.multiply(total, total, out=total)
             np.divide(total, count, out=total)
-            np.add(total, gain[index], out=total)
+            np.add(total, gain[place], out=total)
             np.greater(total, best, out=worse)
             np.copyto(best, total, where=worse)
-            np.copyto(origin, index, where=worse)
+            np.copyto(origin, place, where=worse)
         start, below, gain = end, above, best
     chosen = np.zeros_like(cuts)
     chosen[-1] = cuts[-1]
-    index = np.zeros(width, np.int64)
+    index: Array = np.zeros(width, np.int64)
     for run in range(entries - 1, 0, -1):
         index = back[run, index, every].astype(np.int64)
         chosen[run] = places[run, index, every]

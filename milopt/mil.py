@@ -55,6 +55,7 @@ __all__ = [
     "shape_of",
     "target",
     "types",
+    "value_names",
     "weight_key",
 ]
 
@@ -231,6 +232,15 @@ def function_of(op: Operation) -> Function:
     while block.outer_op is not None:
         block = block.outer_op.enclosing_block
     return cast("Function", block)
+
+
+def value_names(function: Function) -> set[str]:
+    """The names of the function's inputs, values and ops: those that a new value can't have."""
+    names = set(function.inputs)
+    for op in operations(function):
+        names.add(op.name)
+        names.update(var.name for var in op.outputs)
+    return names
 
 
 def opset_of(op: Operation) -> target:

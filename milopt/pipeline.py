@@ -122,7 +122,7 @@ class Pipeline:
             for callback in callbacks:
                 callback(each, part, model)
             verifier.passed(index, part)
-            report.verdicts += part.verdicts
+        report.verdicts = [verdict for _, verdict in verifier.verdicts]
         report.seconds = time.perf_counter() - start
         return report
 

@@ -80,6 +80,8 @@ def cross_entropy(
     total, scores, best, targets = 0.0, 0, list[npt.NDArray[np.int64]](), list[int]()
     for first in range(0, len(tokens), window):
         part = tokens[first : first + window]
+        if len(part) < 2:
+            break
         feeder = start()
         for at in range(0, len(part) - 1, _CHUNK):
             fed = part[at : min(at + _CHUNK, len(part) - 1)]

@@ -164,9 +164,7 @@ class Session:
     :meth:`fork` share everything but the cache.
     """
 
-    def __init__(
-        self, model: Model | Plans, *, precision: Precision = "declared", keep_weights: bool = True
-    ) -> None:
+    def __init__(self, model: Model | Plans, *, precision: Precision = "declared", keep_weights: bool = True) -> None:
         plans = model if isinstance(model, Plans) else Plans(model, precision=precision, keep_weights=keep_weights)
         self.plans = plans
         self.position = 0
@@ -206,7 +204,8 @@ class Session:
         total = len(tokens)
         if self.position + total > self.context:
             used = f", of which {self.position} are used" if self.position else ""
-            raise MiloptError(f"{total} tokens do not fit a context of {self.context}{used}")
+            count = "1 token does" if total == 1 else f"{total} tokens do"
+            raise MiloptError(f"{count} not fit a context of {self.context}{used}")
         if wrong := [token for token in tokens if not 0 <= token < self.plans.vocabulary]:
             raise MiloptError(f"token {wrong[0]} is not one of the vocabulary's {self.plans.vocabulary}")
         rows = [np.zeros((0, self.plans.vocabulary), np.float32)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -13,9 +13,9 @@ from milopt.mil import Operation, Var, arguments, constant, is_output, operation
 from milopt.package import Model
 from milopt.reports import require
 
-__all__ = ["Layout", "Place", "Weight", "consumers", "find_weights", "layout_of"]
+__all__ = ["CHANNEL_AXES", "Layout", "Place", "Weight", "consumers", "find_weights", "layout_of"]
 
-Array = np.ndarray[Any, Any]
+Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
 
 class Layout(NamedTuple):
@@ -67,10 +67,11 @@ def find_weights(model: Model) -> list[Weight]:
     found: dict[Any, Weight] = {}
     for name, function in model.functions.items():
         for op in operations(function):
-            value = constant(op.outputs[0]) if op.op_type == "const" else None
-            if isinstance(value, np.ndarray) and value.dtype in (np.float16, np.float32):
-                array: Array = value
-                found.setdefault(weight_key(array), Weight(array)).places.append(Place(name, op))
+            array: Array = constant(op.outputs[0]) if op.op_type == "const" else None
+            if getattr(array, "dtype", None) in (np.float16, np.float32) and array.ndim:
+                # a transposed view has the same bytes in another order
+                key = weight_key(array) if array.flags.c_contiguous else (weight_key(array), array.shape, array.strides)
+                found.setdefault(key, Weight(array)).places.append(Place(name, op))
     return [each for each in found.values() if any((op.op_type, name) in CHANNEL_AXES for _, name, op in each.users())]
 
 
@@ -122,19 +123,29 @@ def _layout(shape: tuple[int, ...], axis: int) -> Layout:
     return Layout(prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :]))
 
 
-_MOVES = frozenset({"cast", "concat", "expand_dims", "reshape", "slice_by_index", "split", "squeeze", "tile", "transpose"})
+_MOVES = frozenset(
+    {"cast", "concat", "expand_dims", "reshape", "slice_by_index", "split", "squeeze", "tile", "transpose"}
+)
 
 
 def _only_scales(op: Operation) -> bool:
-    """Whether all that becomes of the result, past movements of data, are products with other computed values.
+    """Whether all that becomes of the result, past movements and constant factors, are products with computed values.
 
     So it is with tables of cosines and sines, where an error of a row is one of every token at that position.
     """
     uses = [user for var in op.outputs for user in var.child_ops]
     if not uses or any(is_output(var) for var in op.outputs):
         return False
-    return all(_only_scales(use) if use.op_type in _MOVES else _is_product(use) for use in uses)
+    return all(_is_product(use) or (_is_move(use) and _only_scales(use)) for use in uses)
+
+
+def _is_move(op: Operation) -> bool:
+    return op.op_type in _MOVES or (op.op_type == "mul" and _constants(op) == 1)
 
 
 def _is_product(op: Operation) -> bool:
-    return op.op_type == "mul" and op.x is not op.y and all(constant(each) is None for each in (op.x, op.y))
+    return op.op_type == "mul" and op.x is not op.y and _constants(op) == 0
+
+
+def _constants(op: Operation) -> int:
+    return sum(constant(var) is not None for _, var in arguments(op))

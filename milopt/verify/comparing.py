@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 
 from milopt.cachedrive import CacheLayout, recognise
 from milopt.errors import EvaluationError, MiloptError
-from milopt.interpreter import Plan
+from milopt.interpreter import Precision
 from milopt.metrics import Exact, Metric
 from milopt.mil import Program
 from milopt.package import Model, load
@@ -34,6 +34,7 @@ Source: TypeAlias = str | os.PathLike[str] | Model | Program | Frozen
 Inputs: TypeAlias = Mapping[str, Any] | Sequence[int]
 
 _EXACT = Exact()
+_Heard = TypeVar("_Heard", Fingerprints, Capture)
 
 
 def compare(
@@ -51,8 +52,8 @@ def compare(
 
     The signatures come first: names, element types and shapes of all inputs, outputs and states must agree, but for a
     change of the cache's form that ``signature`` (by default what ``after``'s metadata says) declares; then both are
-    driven through the same tokens step by step. ``metric`` decides how close they must be: :class:`~milopt.metrics.Exact`
-    runs both in float64, :class:`~milopt.metrics.Lossy` runs ``after`` as declared.
+    driven through the same tokens step by step. ``metric`` decides how close they must be:
+    :class:`~milopt.metrics.Exact` runs both in float64, :class:`~milopt.metrics.Lossy` runs ``after`` as declared.
 
     ``trials`` random ones follow from ``seed``; ``inputs`` are tried before them: inputs by name, or, for a model with
     a cache, prompts as lists of token ids. ``function`` limits the comparison to one. A program that a pass is going to
@@ -124,11 +125,13 @@ class _Pair:
 
 
 def _frozen(source: Source, metric: Metric) -> Frozen:
-    precision = "float64" if isinstance(metric, Exact) else "declared"
+    precision: Precision = "float64" if isinstance(metric, Exact) else "declared"
     if not isinstance(source, Frozen):
         return freeze(load(source), precision=precision)
     if source.precision != precision:
-        raise MiloptError(f"a model frozen in {source.precision} can't be compared as {metric}: freeze it in {precision}")
+        raise MiloptError(
+            f"a model frozen in {source.precision} can't be compared as {metric}: freeze it in {precision}"
+        )
     return source
 
 
@@ -218,20 +221,18 @@ def _located(pair: _Pair, metric: Metric, trial: Trial, where: Where, reason: st
     call = min(where.call, len(trial.calls) - 1)
     function = trial.calls[call].function
     ordered = not pair.reformed
-    sides: list[tuple[Mapping[str, Plan], CacheLayout | None]] = [
-        (pair.old.plans, pair.old_layout),
-        (pair.new.plans, pair.new_layout),
-    ]
-    prints = [Fingerprints(ordered=ordered), Fingerprints(ordered=ordered)]
-    for (plans, layout), listener in zip(sides, prints, strict=True):
-        drive(plans, layout, trial, Listening(call, listener))
+
+    def listen(make: Callable[[], _Heard]) -> list[_Heard]:
+        heard = [make(), make()]
+        drive(pair.old.plans, pair.old_layout, trial, Listening(call, heard[0]))
+        drive(pair.new.plans, pair.new_layout, trial, Listening(call, heard[1]))
+        return heard
+
     first = None
-    if (parting := first_parting(prints[0], prints[1], metric)) is not None:
+    if (parting := first_parting(*listen(lambda: Fingerprints(ordered=ordered)), metric)) is not None:
         key, op_type = parting
-        captures = [Capture(key), Capture(key)]
-        for (plans, layout), listener in zip(sides, captures, strict=True):
-            drive(plans, layout, trial, Listening(call, listener))
-        first = first_value(key, op_type, captures[0].value, captures[1].value, ordered=ordered)
+        before, after = listen(lambda: Capture(key))
+        first = first_value(key, op_type, before.value, after.value, ordered=ordered)
     name = first.name if first is not None else where.output
     return Difference(
         reason,

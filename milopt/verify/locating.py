@@ -13,7 +13,7 @@ from milopt.metrics import Exact, Metric
 from milopt.verify.measuring import Meter
 from milopt.verify.verdict import FirstValue
 
-__all__ = ["Capture", "Fingerprints", "excerpt", "first_value", "first_parting"]
+__all__ = ["Capture", "Fingerprints", "excerpt", "first_parting", "first_value"]
 
 Key = tuple[str, int]
 """A value's name, and how many values of that name the run had before: a loop makes several."""
@@ -56,7 +56,9 @@ class Fingerprints:
         known = torch.where(flat.isfinite(), flat, 0.0)
         if self._ordered:
             generator = torch.Generator().manual_seed(flat.numel())
-            numbers = [known @ torch.randn(flat.shape, generator=generator, dtype=flat.dtype) for _ in range(_DIRECTIONS)]
+            numbers = [
+                known @ torch.randn(flat.shape, generator=generator, dtype=flat.dtype) for _ in range(_DIRECTIONS)
+            ]
         else:
             numbers = [known.sum(), known.square().sum().sqrt()]
         odd = int((~flat.isfinite()).sum())

@@ -119,7 +119,9 @@ class Meter:
     def place(self, metric: Metric) -> Where | None:
         """Where to look: the first call that breaks an exact metric, the worst one for the others."""
         limit = metric.rtol if isinstance(metric, Exact) else self.max_relative
-        return next((where for relative, where in self.places if relative > limit or relative == self.max_relative), None)
+        return next(
+            (where for relative, where in self.places if relative > limit or relative == self.max_relative), None
+        )
 
     def measured(self) -> Measured:
         snr = None

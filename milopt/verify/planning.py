@@ -58,10 +58,10 @@ class Planner:
         plan = self.plans[function]
         last = attempt == ATTEMPTS - 1 or (index == 0 and attempt == 0)
         shapes = choose(plan, self.flexible[function], rng, ATTEMPTS - 1 if last else attempt)
-        calls = [
-            Call(function, self._inputs(plan, shapes, rng, style)) for _ in range(_STEPS if plan.states else 1)
-        ]
-        contents = {} if ordinary else {name: _normal(info.shape, info.dtype, rng) for name, info in plan.states.items()}
+        calls = [Call(function, self._inputs(plan, shapes, rng, style)) for _ in range(_STEPS if plan.states else 1)]
+        contents = (
+            {} if ordinary else {name: _normal(info.shape, info.dtype, rng) for name, info in plan.states.items()}
+        )
         kind = "ordinary" if style.ordinary else "arbitrary"
         sizes = f" of {', '.join(map(_times, shapes.values()))}" if is_flexible(plan) else ""
         return Trial(f"{kind} random inputs{sizes} for {function}", tuple(calls), contents)
@@ -77,10 +77,7 @@ class Planner:
         self, plan: Plan, shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator, style: Style
     ) -> Arrays:
         roles, context = self.roles[plan.function], self._context(plan)
-        return {
-            name: draw(info, shapes[name], roles[name], rng, style, context)
-            for name, info in plan.inputs.items()
-        }
+        return {name: draw(info, shapes[name], roles[name], rng, style, context) for name, info in plan.inputs.items()}
 
     def _context(self, plan: Plan) -> int | None:
         """The number of positions there are, where a mask tells."""

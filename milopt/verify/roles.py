@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from milopt.mil import Function, Operation, Var, arguments, constant, dtype_name, flat, is_state, is_symbolic, shape_of
+from milopt.mil import Function, Operation, Var, arguments, constant, dtype_name, is_state, is_symbolic, shape_of
 
 __all__ = ["Kind", "Role", "merged", "roles_of"]
 
@@ -40,9 +40,7 @@ def merged(before: Role, after: Role) -> Role:
 
 def roles_of(function: Function, images: frozenset[str] = frozenset()) -> dict[str, Role]:
     """The role of every input that is not a state; ``images`` are those that the model's description calls so."""
-    return {
-        name: _role(name, var, name in images) for name, var in function.inputs.items() if not is_state(var)
-    }
+    return {name: _role(name, var, name in images) for name, var in function.inputs.items() if not is_state(var)}
 
 
 @dataclass(frozen=True)
@@ -149,12 +147,12 @@ def _room(op: Operation, begin: Var) -> Iterator[int]:
     """How far a slice of fixed size can be moved along the axes whose start is computed."""
     whole = shape_of(op.inputs["x"])
     part = shape_of(op.inputs["update"] if op.op_type == "slice_update" else op.outputs[0])
-    maker = begin.op
-    starts = list(flat(maker.inputs["values"])) if maker is not None and maker.op_type == "concat" else []
-    for axis, (all_of_it, taken) in enumerate(zip(whole, part, strict=False)):
-        if starts and axis < len(starts) and constant(starts[axis]) is not None:
-            continue
-        if not is_symbolic(all_of_it) and not is_symbolic(taken) and taken < all_of_it:
+    computed = [True] * len(whole)
+    if begin.op is not None and begin.op.op_type == "concat":
+        starts: list[Var] = list(begin.op.inputs["values"])
+        computed = [constant(each) is None for each in starts for _ in range(int(np.prod(shape_of(each))))]
+    for all_of_it, taken, moves in zip(whole, part, computed, strict=False):
+        if moves and not is_symbolic(all_of_it) and not is_symbolic(taken) and taken < all_of_it:
             yield int(all_of_it) - int(taken)
 
 

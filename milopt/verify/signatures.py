@@ -11,9 +11,7 @@ from milopt.signature import CacheSignature
 __all__ = ["mismatch"]
 
 
-def mismatch(
-    before: Mapping[str, Plan], after: Mapping[str, Plan], declared: CacheSignature | None
-) -> str | None:
+def mismatch(before: Mapping[str, Plan], after: Mapping[str, Plan], declared: CacheSignature | None) -> str | None:
     """The first difference in functions, inputs, outputs or states that ``declared`` does not explain."""
     if missing := [name for name in before if name not in after]:
         return f"function {missing[0]!r} is gone"

@@ -31,10 +31,15 @@ class Weights:
 
 @dataclass(frozen=True)
 class Decoder:
-    """``LAYERS`` attention layers with grouped heads over ``context`` slots; the logits are those of all tokens."""
+    """``LAYERS`` attention layers with grouped heads over ``context`` slots; the logits are those of all tokens.
+
+    ``mistake`` plants one in the stateful form: ``rows`` lets every layer read the first layer's cache, ``place``
+    writes to the first slots always, ``scale`` is off by a thousandth in the last layer.
+    """
 
     context: int = 12
     weights: Weights = field(default_factory=Weights)
+    mistake: str = ""
 
     def stateless(self, queries: Sequence[int] = (1, 4)) -> Model:
         """Inputs past_key_i, past_value_i and outputs present_key_i, present_value_i; mask columns are [past | new]."""
@@ -105,16 +110,23 @@ class Decoder:
             for layer in range(LAYERS):
                 rows: list[Var] = []
                 for state, new in zip((key_cache, value_cache), self._new(x, layer, query), strict=True):
-                    begin = mb.concat(values=(np.array([layer, 0], np.int32), current_pos, np.zeros(1, np.int32)), axis=0)
+                    first, last = (
+                        (current_pos, stop)
+                        if self.mistake != "place"
+                        else (np.array([0], np.int32), np.array([query], np.int32))
+                    )
+                    begin = mb.concat(values=(np.array([layer, 0], np.int32), first, np.array([0], np.int32)), axis=0)
                     end = mb.concat(
-                        values=(np.array([layer + 1, GROUPS], np.int32), stop, np.array([SIZE], np.int32)), axis=0
+                        values=(np.array([layer + 1, GROUPS], np.int32), last, np.array([SIZE], np.int32)), axis=0
                     )
                     updated = mb.slice_update(x=mb.read_state(input=state), update=new, begin=begin, end=end)
                     whole = mb.coreml_update_state(state=state, value=updated)
+                    row = 0 if self.mistake == "rows" else layer
                     rows.append(
-                        mb.slice_by_index(x=whole, begin=[layer, 0, 0, 0], end=[layer + 1, GROUPS, self.context, SIZE])
+                        mb.slice_by_index(x=whole, begin=[row, 0, 0, 0], end=[row + 1, GROUPS, self.context, SIZE])
                     )
-                x = self._attend(x, rows[0], rows[1], causal_mask, layer, query)
+                scale = 0.701 if self.mistake == "scale" and layer == LAYERS - 1 else 0.7
+                x = self._attend(x, rows[0], rows[1], causal_mask, layer, query, scale)
             return self._logits(x)
 
         function: Function = main
@@ -126,8 +138,11 @@ class Decoder:
 
     def _embed(self, ids: Var, positions: Var) -> Var:
         x = mb.gather(x=self.weights("embedding", VOCABULARY, WIDTH), indices=ids, axis=0)
-        angle = mb.mul(x=mb.cast(x=mb.expand_dims(x=positions, axes=[2]), dtype="fp16"), y=self.weights("angles", WIDTH))
-        return mb.add(x=x, y=mb.sin(x=angle))
+        angle = mb.mul(
+            x=mb.cast(x=mb.expand_dims(x=positions, axes=[2]), dtype="fp16"), y=self.weights("angles", WIDTH)
+        )
+        embedded: Var = mb.add(x=x, y=mb.sin(x=angle))
+        return embedded
 
     def _new(self, x: Var, layer: int, query: int) -> tuple[Var, Var]:
         made: list[Var] = []
@@ -137,7 +152,7 @@ class Decoder:
             made.append(mb.transpose(x=heads, perm=[0, 2, 1, 3]))
         return made[0], made[1]
 
-    def _attend(self, x: Var, keys: Var, values: Var, mask: Var, layer: int, query: int) -> Var:
+    def _attend(self, x: Var, keys: Var, values: Var, mask: Var, layer: int, query: int, scale: float = 0.7) -> Var:
         flat = mb.linear(x=x, weight=self.weights(f"query{layer}", HEADS * SIZE, WIDTH))
         heads = mb.transpose(x=mb.reshape(x=flat, shape=[1, query, HEADS, SIZE]), perm=[0, 2, 1, 3])
         repeated: list[Var] = []
@@ -145,17 +160,19 @@ class Decoder:
             wide = mb.tile(x=mb.expand_dims(x=cached, axes=[2]), reps=[1, 1, HEADS // GROUPS, 1, 1])
             repeated.append(mb.reshape(x=wide, shape=[1, HEADS, self.context, SIZE]))
         scores = mb.matmul(x=heads, y=repeated[0], transpose_y=True, name=f"scores_{layer}")
-        scaled = mb.mul(x=scores, y=np.float16(0.7), name=f"scaled_{layer}")
+        scaled = mb.mul(x=scores, y=np.float16(scale), name=f"scaled_{layer}")
         shares = mb.softmax(x=mb.add(x=scaled, y=mask), axis=-1)
         mixed = mb.transpose(x=mb.matmul(x=shares, y=repeated[1]), perm=[0, 2, 1, 3])
         out = mb.linear(
             x=mb.reshape(x=mixed, shape=[1, query, HEADS * SIZE]),
             weight=self.weights(f"out{layer}", WIDTH, HEADS * SIZE),
         )
-        return mb.add(x=x, y=out, name=f"residual_{layer}")
+        residual: Var = mb.add(x=x, y=out, name=f"residual_{layer}")
+        return residual
 
     def _logits(self, x: Var) -> Var:
-        return mb.linear(x=x, weight=self.weights("head", VOCABULARY, WIDTH), name="logits")
+        logits: Var = mb.linear(x=x, weight=self.weights("head", VOCABULARY, WIDTH), name="logits")
+        return logits
 
 
 def _name(query: int) -> str:

@@ -96,7 +96,10 @@ def test_inner_values_on_their_own_need_not_agree() -> None:
     ("wrong", "reason"),
     [
         (attention(output="other"), "output 'out' of function 'main' is gone"),
-        (attention(dtype=types.fp16), "input 'q' of function 'main' is fp32[1, 2, 3, 8] before, fp16[1, 2, 3, 8] after"),
+        (
+            attention(dtype=types.fp16),
+            "input 'q' of function 'main' is fp32[1, 2, 3, 8] before, fp16[1, 2, 3, 8] after",
+        ),
         (attention(heads=1), "input 'q' of function 'main' is fp32[1, 2, 3, 8] before, fp32[1, 1, 3, 8] after"),
     ],
 )
@@ -254,8 +257,10 @@ def test_inputs_that_do_not_fit() -> None:
 
 
 def test_script_repeats_the_comparison(tmp_path: Path) -> None:
-    paths = [str(load(each).save(tmp_path / f"{name}.mlpackage")) for name, each in (
-        ("before", two_layers()), ("after", two_layers(flip=True)))]
+    paths = [
+        str(load(each).save(tmp_path / f"{name}.mlpackage"))
+        for name, each in (("before", two_layers()), ("after", two_layers(flip=True)))
+    ]
     verdict = compare(*paths, seed=3)
     script = tmp_path / "reproduce.py"
     script.write_text(verdict.script())
