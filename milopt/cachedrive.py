@@ -119,7 +119,7 @@ class _PastCaches(Caches):
         }
 
     def fill(self, contents: Mapping[str, Array]) -> None:
-        self._slots = {name: torch.from_numpy(contents[name]).to(own.dtype) for name, own in self._slots.items()}
+        self._slots = {name: torch.as_tensor(contents[name]).to(own.dtype) for name, own in self._slots.items()}
 
     def contents(self) -> dict[str, torch.Tensor]:
         return dict(self._slots)
@@ -161,7 +161,7 @@ class _StateCaches(Caches):
             self._state[name] = whole
 
     def contents(self) -> dict[str, torch.Tensor]:
-        whole = {name: torch.from_numpy(self._state.numpy(name)) for name in self._state}
+        whole = {name: torch.as_tensor(self._state.numpy(name)) for name in self._state}
         return {
             slot.present: whole[slot.state][slot.row : slot.row + slot.rows] for slot in self.layout.signature.slots
         }

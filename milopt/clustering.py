@@ -17,6 +17,9 @@ Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright s
 _EXACT_TENSOR = 1 << 24
 # One exact run takes 2 µs per value at 16 entries, ten times what the search takes for rows that are this long.
 _EXACT_GROUP = 1 << 13
+# With fewer distinct values per entry, and many ties, the search ends up to 30% above the exact error: boundaries that
+# move by places within a tie stay where they are.
+_MANY = 16
 # Values that are sorted and searched at once: enough rows for each numpy call to outweigh its overhead, 50 MB in all.
 _AT_ONCE = 1 << 21
 # From here on, looking up a table of the 65,536 fp16 numbers is quicker than searching for each weight's entry.
@@ -44,9 +47,10 @@ def palettize(rows: Array, bits: int) -> Palette:
     """The table of ``2**bits`` entries for each row with the least squared error, and the nearest entry of each weight.
 
     ``rows (G, n)``: finite fp16 or fp32 weights, one row per group. A single row (one table for a whole tensor) is
-    clustered exactly, on the histogram of its distinct values (fp16 has 65,536 at most); so are short rows. Longer
-    rows of several, and single rows of very many fp32 values, go through :func:`milopt.kmeans.search`. A row with no
-    more distinct values than entries is kept without loss (but -0 becomes 0); the last entry is then repeated.
+    clustered exactly, on the histogram of its distinct values (fp16 has 65,536 at most), and so are rows of few
+    distinct values. Several rows of many values, or a single one of millions of fp32 values, go through
+    :func:`milopt.kmeans.search`. A row with no more distinct values than entries is kept without loss (but -0 becomes
+    0); its last entry is then repeated.
 
     Entries are rounded to the weights' dtype, and weights assigned to the rounded entries.
     """
@@ -79,7 +83,8 @@ def _tables(rows: Array, entries: int, *, alone: bool) -> Array:
     ascending = np.sort(rows.astype(np.float32), axis=1)
     distinct = 1 + np.count_nonzero(ascending[:, 1:] != ascending[:, :-1], axis=1)
     limit = _EXACT_TENSOR if alone else _EXACT_GROUP
-    direct = (distinct <= entries) | (distinct * entries <= limit)
+    tied = (distinct * 4 <= rows.shape[1]) & (distinct <= _MANY * entries)
+    direct = (distinct <= entries) | (distinct * entries <= limit) | tied
     for row in np.flatnonzero(direct):
         tables[row] = _table(*np.unique(ascending[row], return_counts=True), entries)
     if not direct.all():

@@ -32,8 +32,10 @@ def exact(values: Array, counts: Array, entries: int) -> Array:
     # imported here: k-means of groups, in worker processes too, does without coremltools
     from coremltools._deps import kmeans1d
 
-    found = kmeans1d.cluster(values.astype(np.float64), entries, weights=counts.astype(np.float64))
-    return np.asarray(found.centroids)
+    middle = float(values[len(values) // 2])
+    # less the middle one: it adds up squares, in which values far from zero would drown their differences
+    found = kmeans1d.cluster(values.astype(np.float64) - middle, entries, weights=counts.astype(np.float64))
+    return np.asarray(found.centroids) + middle
 
 
 def search(rows: Array, entries: int) -> Array:
@@ -45,7 +47,6 @@ def search(rows: Array, entries: int) -> Array:
     then close and fine. How close it comes to :func:`exact` is in benchmarks/results/clustering.md.
     """
     values = rows.T.astype(np.float64)
-    # less the middle one: S²/n of values far from zero would drown their differences
     middle = values[len(values) // 2].copy()
     values -= middle
     sums = np.zeros((len(values) + 1, values.shape[1]))
@@ -68,10 +69,15 @@ def _companded(values: Array, entries: int) -> Array:
     n, width = values.shape
     at: Array = _sample_places(n)
     share = np.diff(at)[:, None].astype(np.float64)
-    # density = share / gap, so density^(1/3) · gap:
-    steps: Array = np.diff(values[at], axis=0) ** (2 / 3) * share ** (1 / 3)
+    # a wide gap between two values says nothing of the density on both sides, and one boundary in it is enough
+    gaps: Array = np.maximum.reduceat(np.diff(values, axis=0), at[:-1], axis=0)
+    # density = share / width, so density^(1/3) · width:
+    dense: Array = np.maximum(np.diff(values[at], axis=0) - gaps, 0) ** (2 / 3) * share ** (1 / 3)
+    gaps = gaps ** (2 / 3)
+    steps = dense + gaps
     for _ in range(4):  # no more runs in a stretch than it has values: outliers far away would take most of them
-        steps = np.minimum(steps, share * steps.sum(axis=0) / entries)
+        one = steps.sum(axis=0) / entries
+        steps = np.minimum(dense, (share - 1) * one) + np.minimum(gaps, one)
     curve: Array = np.zeros((len(at), width))
     np.cumsum(steps, axis=0, out=curve[1:])
     places = at.astype(np.float64)

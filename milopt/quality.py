@@ -45,13 +45,13 @@ class QualityResult:
     @property
     def accuracy(self) -> float:
         """Share of places where the likeliest token is the right one."""
-        return float(np.mean(self.top1 == self.targets))
+        return _share(self.top1, self.targets)
 
     def agreement(self, other: QualityResult) -> float:
         """Share of places where both models find the same token likeliest."""
         if self.top1.shape != other.top1.shape:
             raise MiloptError(f"{self.scored} scored tokens can't be compared with {other.scored}")
-        return float(np.mean(self.top1 == other.top1))
+        return _share(self.top1, other.top1)
 
 
 def cross_entropy(
@@ -94,6 +94,10 @@ def cross_entropy(
             if progress is not None:
                 progress(first + at + len(fed), len(tokens))
     return QualityResult(total / scores, np.concatenate(best), np.array(targets, np.int64))
+
+
+def _share(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> float:
+    return float(np.count_nonzero(one == other)) / len(one)
 
 
 def _nll(logits: npt.NDArray[np.float64], wanted: Sequence[int]) -> npt.NDArray[np.float64]:

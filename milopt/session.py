@@ -134,9 +134,9 @@ class _Function:
 
     def inputs(self, tokens: Sequence[int], position: int) -> dict[str, npt.NDArray[Any]]:
         """The function's inputs for tokens in slots ``position`` and following, padded with token 0."""
-        padded = np.zeros(self.length, np.int32)
+        padded: Any = np.zeros(self.length, np.int32)
         padded[: len(tokens)] = tokens
-        slots = np.arange(position, position + self.length, dtype=np.int32)
+        slots: Any = np.arange(position, position + self.length, dtype=np.int32)
         made: dict[str, npt.NDArray[Any]] = {self.tokens.name: padded.reshape(_static(self.tokens))}
         if self.positions is not None:
             made[self.positions.name] = slots.reshape(_static(self.positions))

@@ -143,6 +143,8 @@ def _combined(op: Operation, apply: Callable[[Array, Array], Array], parts: list
         axes.append(b if a is None else a)
         still = axes[-1] is None or (x.table.shape[at + 1] == 1 and y.table.shape[at + 1] == 1)
         require(still, "a constant varies along the positions", at=op)
+    along = [axis for axis in axes if axis is not None]
+    require(len(along) == len(set(along)), "it mixes positions", at=op)
     return Tabulated(_one_of(parts, op), tuple(axes), apply(x.table, y.table), _notes(parts))
 
 

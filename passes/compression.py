@@ -14,7 +14,7 @@ from milopt.metrics import Lossy, Metric
 from milopt.mil import arguments, operations, opset_of, target, value_names
 from milopt.package import Model
 from milopt.passes.palettes import PalettePlan, nearest_divisor
-from milopt.passes.uses import CHANNEL_AXES, Weight, find_weights, layout_of
+from milopt.passes.uses import CHANNEL_AXES, Weight, find_weights, layouts_of
 from milopt.pipeline import Pass
 from milopt.reports import NoMatch, Report, require
 
@@ -36,7 +36,7 @@ class Palettize(Pass):
 
     1. those with fewer than ``min_elements`` numbers, or that would not become smaller;
     2. embeddings (``gather``), and what shares their bytes, with ``embedding=False``;
-    3. those that are also an output, an operand of another kind of op, or used with channels on different axes;
+    3. those that are also an output, an operand of another kind of op, or grouped by channels on different axes;
     4. tables whose rows only scale other values: cosines and sines of positions;
     5. those that hold NaN or infinity;
     6. those that are compressed already;
@@ -80,13 +80,15 @@ class Palettize(Pass):
         )  # 1
         gathers = [op for _, _, op in weight.users() if op.op_type == "gather"]
         require(self.embedding or not gathers, "an embedding, and embedding=False")  # 2
-        layout = layout_of(weight)  # 3, 4
+        layouts = layouts_of(weight)  # 3, 4
+        layout, uses = next(iter(layouts)), ", ".join(layouts.values())
         opset = min(opset_of(place.op) for place in weight.places)
         require(opset >= target.iOS16, "needs iOS16, the function is for {}", opset.name)  # 7
         require(opset >= target.iOS18 or self.bits in _IOS16_BITS, "{} bits need iOS18", self.bits)  # 7
         wrong = array.size - int(np.count_nonzero(np.isfinite(array)))
         require(not wrong, "holds {} values that are not finite", wrong)  # 5
         grouped = self.granularity == "grouped-channel" and opset >= target.iOS18
+        require(len(layouts) == 1 or not grouped, "its uses have their channels on different axes: {}", uses)  # 3
         group = nearest_divisor(layout.channels, self.group_size) if grouped else layout.channels
         plan = PalettePlan(weight, layout, group, self.bits)
         require(plan.nbytes < array.nbytes, "{} bytes would become {}", array.nbytes, plan.nbytes)  # 1

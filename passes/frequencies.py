@@ -42,7 +42,10 @@ def exact_frequencies(values: Array) -> tuple[Array, str]:
 
 
 def fit_theta(row: Array) -> tuple[float, int] | None:
-    """The theta of fewest digits, and the whole factor, whose frequencies all round to the fp16 numbers ``row``."""
+    """The theta and the whole factor whose frequencies all round to the fp16 numbers ``row``.
+
+    The one of fewest digits, at most three; ``None`` where there is none, or several of as many.
+    """
     if row.size < 2 or not 0 < row[0] <= 1 or np.any(row < 0):
         return None
     factor = round(1 / float(row[0]))
@@ -60,6 +63,6 @@ def fit_theta(row: Array) -> tuple[float, int] | None:
     for digits in range(1, _DIGITS + 1):
         step = 10.0 ** (np.floor(np.log10(least)) - digits + 1)
         theta = float(np.ceil(least / step) * step)
-        if least <= theta <= most and theta > 1:
-            return theta, factor
+        if 1 < theta <= most:
+            return (theta, factor) if theta + step > most else None
     return None

@@ -23,7 +23,7 @@ __all__ = ["Fp16SafeNorm", "PrescaleNorm"]
 
 # Rows are scaled to a largest magnitude of 4. The scale 4 / max|x| then is a normal fp16 number up to max|x| = 65504,
 # squares are at most 16, and their mean over n elements is at least 16 / n.
-_PEAK = 400.0
+_PEAK = 4.0
 # The least magnitude divided by: 4 / 2**-13 is 32768, which fp16 holds.
 _LEAST = 2.0**-13
 

@@ -13,7 +13,7 @@ from milopt.mil import Operation, Var, arguments, constant, is_output, operation
 from milopt.package import Model
 from milopt.reports import require
 
-__all__ = ["CHANNEL_AXES", "Layout", "Place", "Weight", "consumers", "find_weights", "layout_of"]
+__all__ = ["CHANNEL_AXES", "Layout", "Place", "Weight", "consumers", "find_weights", "layouts_of"]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
@@ -99,8 +99,8 @@ CHANNEL_AXES: dict[tuple[str, str], Callable[[Operation], int]] = {
 }
 
 
-def layout_of(weight: Weight) -> Layout:
-    """The one layout that all uses of ``weight`` agree on. Raises NoMatch where one has none, or two differ."""
+def layouts_of(weight: Weight) -> dict[Layout, str]:
+    """The layouts that the uses of ``weight`` have, each with one such use. Raises NoMatch where a use has none."""
     found: dict[Layout, str] = {}
     for place, name, op in weight.users():
         use = f"{op.op_type}.{name} of {op.outputs[0].name}"
@@ -111,9 +111,7 @@ def layout_of(weight: Weight) -> Layout:
         found[_layout(shape_of(place.var), axis(op))] = use
     for place in weight.places:
         require(not is_output(place.var), "it is an output", at=place.op)
-    uses = list(found.values())
-    require(len(found) == 1, "its uses have their channels on different axes: {}", ", ".join(uses), at=weight.name)
-    return next(iter(found))
+    return found
 
 
 def _layout(shape: tuple[int, ...], axis: int) -> Layout:

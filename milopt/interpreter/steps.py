@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeAlias, cast
 
 import torch
@@ -54,7 +55,7 @@ class Step:
 
     op_type: str
     name: str
-    call: Callable[..., Any]
+    call: partial[Any]
     arguments: tuple[tuple[str, Fetch], ...]
     results: tuple[Result, ...]
     many: bool
@@ -152,7 +153,7 @@ def _explained(error: Exception, step: Step, frame: Frame) -> EvaluationError:
         return error  # an op nested in this one has already said where
     message = str(error).strip().split("\n")[0]
     inputs = [f"{name} {_delivered(fetch, frame)}" for name, fetch in step.arguments]
-    inputs += [f"{name} {_described(value)}" for name, value in getattr(step.call, "keywords", {}).items()]
+    inputs += [f"{name} {_described(value)}" for name, value in step.call.keywords.items()]
     kind = "" if isinstance(error, EvaluationError) else f"{type(error).__name__}: "
     return EvaluationError(f"{step.op_type} {step.name!r}: {kind}{message} (inputs: {', '.join(inputs)})")
 

@@ -5,26 +5,24 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
 
 import torch
 
-from milopt.cachedrive import CacheLayout, recognise
 from milopt.errors import EvaluationError, MiloptError
 from milopt.interpreter import Precision
 from milopt.metrics import Exact, Metric
 from milopt.mil import Program
 from milopt.package import Model, load
 from milopt.signature import CacheSignature
-from milopt.verify.driving import Listening, Observed, drive
+from milopt.verify.driving import Listening, Observed
 from milopt.verify.freezing import Frozen, freeze
 from milopt.verify.locating import Capture, Fingerprints, excerpt, first_parting, first_value
 from milopt.verify.measuring import Meter, Where
+from milopt.verify.pairing import Pair, pair_up
 from milopt.verify.planning import Planner
-from milopt.verify.roles import merged
 from milopt.verify.scripts import Recipe
-from milopt.verify.signatures import cached_shapes, mismatch
 from milopt.verify.trials import Trial
 from milopt.verify.verdict import Difference, Verdict
 
@@ -66,7 +64,6 @@ def compare(
     old = _frozen(before, Exact())
     new = _frozen(after, metric)
     old, new = _only(old, function), _only(new, function)
-    declared = signature or _declared(new) or _declared(old)
     recipe = Recipe(
         seed,
         trials,
@@ -74,54 +71,15 @@ def compare(
         sum(isinstance(each, Mapping) for each in given),
         tuple(tuple(each) for each in given if not isinstance(each, Mapping)),
     )
-    blank = Verdict(metric, 0, recipe=recipe)
-    reason = mismatch(old.plans, new.plans, declared)
-    pair = None
-    if reason is None:
-        pair = _Pair.of(old, new, declared)
-        if pair.old_layout is not None and pair.new_layout is not None:
-            plans = next(iter(old.plans.values())), next(iter(new.plans.values()))
-            reason = cached_shapes(pair.old_layout, pair.new_layout, *plans)
-    if pair is None or reason is not None:
-        return replace(blank, difference=Difference(reason or ""), seconds=time.perf_counter() - start)
-    tried, expected = _expected(pair, metric, trials, given, seed, function)
-    found = [drive(new.plans, pair.new_layout, trial) for trial in tried]
-    meters = _measure(pair, tried, expected, found)
-    verdict = replace(
-        blank,
-        trials=len(tried),
-        tried=tuple(trial.label for trial in tried),
-        measured=tuple(meter.measured() for meter in meters.values()),
-        difference=_difference(pair, metric, tried, meters),
-    )
+    verdict = Verdict(metric, 0, recipe=recipe)
+    pair = pair_up(old, new, signature or _declared(new) or _declared(old))
+    if isinstance(pair, str):
+        verdict = replace(verdict, difference=Difference(pair))
+    else:
+        tried, expected = _expected(pair, metric, trials, given, seed, function)
+        verdict = replace(verdict, trials=len(tried), tried=tuple(trial.label for trial in tried))
+        verdict = _judged(verdict, pair, tried, expected)
     return replace(verdict, seconds=time.perf_counter() - start)
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """Two programs with the same meaning of inputs and outputs, up to the form of their cache."""
-
-    old: Frozen
-    new: Frozen
-    old_layout: CacheLayout | None
-    new_layout: CacheLayout | None
-
-    @classmethod
-    def of(cls, old: Frozen, new: Frozen, declared: CacheSignature | None) -> _Pair:
-        first = recognise(old.plans, declared)
-        if first is None:
-            return cls(old, new, None, None)
-        second = recognise(new.plans, first.signature)
-        return cls(old, new, first, second) if second is not None else cls(old, new, None, None)
-
-    @property
-    def reformed(self) -> bool:
-        """Whether the cache changed its form, and with it the order of columns within the program."""
-        return (
-            self.old_layout is not None
-            and self.new_layout is not None
-            and self.old_layout.stateful != self.new_layout.stateful
-        )
 
 
 def _frozen(source: Source, metric: Metric) -> Frozen:
@@ -148,18 +106,16 @@ def _declared(frozen: Frozen) -> CacheSignature | None:
 
 
 def _expected(
-    pair: _Pair, metric: Metric, trials: int, given: list[Inputs], seed: int, function: str | None
+    pair: Pair, metric: Metric, trials: int, given: list[Inputs], seed: int, function: str | None
 ) -> tuple[list[Trial], list[list[Observed]]]:
     """The trials, and what the program before gives on each. Where it refuses random sizes, others are drawn."""
-    old, new = pair.old, pair.new
-    roles = {
-        name: {key: merged(role, new.roles[name].get(key, role)) for key, role in old.roles[name].items()}
-        for name in old.plans
-    }
-    planner = Planner(old.plans, roles, old.flexible, pair.old_layout, isinstance(metric, Exact), seed)
+    old = pair.old
+    planner = Planner(
+        old.plans, old.roles, pair.new.roles, old.flexible, pair.old_layout, isinstance(metric, Exact), seed
+    )
     chosen = function or old.default_function
     tried = [planner.given(each, chosen) for each in given]
-    expected = [drive(old.plans, pair.old_layout, trial) for trial in tried]
+    expected = [pair.run_old(trial) for trial in tried]
     for index in range(trials):
         for name in planner.functions():
             trial, observed = _accepted(pair, planner, index, name)
@@ -168,13 +124,13 @@ def _expected(
     return tried, expected
 
 
-def _accepted(pair: _Pair, planner: Planner, index: int, name: str | None) -> tuple[Trial, list[Observed]]:
+def _accepted(pair: Pair, planner: Planner, index: int, name: str | None) -> tuple[Trial, list[Observed]]:
     """A trial that the program before can run, and of whose outputs something can be said."""
     attempt, positive = 0, False
     while True:
         trial = planner.random(index, name, attempt, positive=positive)
         try:
-            observed = drive(pair.old.plans, pair.old_layout, trial)
+            observed = pair.run_old(trial)
         except EvaluationError:
             attempt += 1
             if attempt == planner.attempts(name):
@@ -191,20 +147,24 @@ def _is_all_nan(value: Any) -> bool:
     return bool(value.isnan().all())
 
 
-def _measure(
-    pair: _Pair, tried: list[Trial], expected: list[list[Observed]], found: list[list[Observed]]
-) -> dict[str, Meter]:
+def _judged(verdict: Verdict, pair: Pair, tried: list[Trial], expected: list[list[Observed]]) -> Verdict:
+    """The verdict with what the program after gives, measured."""
     indices = {name for names in pair.old.argmax.values() for name in names}
     meters: dict[str, Meter] = {}
-    for number, (before, after) in enumerate(zip(expected, found, strict=True)):
-        for call, (old, new) in enumerate(zip(before, after, strict=True)):
+    for number, trial in enumerate(tried):
+        try:
+            found = pair.run_new(trial)
+        except EvaluationError as error:
+            return replace(verdict, difference=Difference(f"the program after can't run on {trial.label}: {error}"))
+        for call, (old, new) in enumerate(zip(expected[number], found, strict=True)):
             for name in old:
                 meter = meters.setdefault(name, Meter(name, name in indices))
                 meter.add(number, call, old[name], new[name])
-    return meters
+    measured = tuple(meter.measured() for meter in meters.values())
+    return replace(verdict, measured=measured, difference=_difference(pair, verdict.metric, tried, meters))
 
 
-def _difference(pair: _Pair, metric: Metric, tried: list[Trial], meters: dict[str, Meter]) -> Difference | None:
+def _difference(pair: Pair, metric: Metric, tried: list[Trial], meters: dict[str, Meter]) -> Difference | None:
     """The earliest of the outputs that are too far off, with the value it goes back to."""
     failed = [
         (where, reason)
@@ -217,19 +177,20 @@ def _difference(pair: _Pair, metric: Metric, tried: list[Trial], meters: dict[st
     return _located(pair, metric, tried[where.trial], where, reason)
 
 
-def _located(pair: _Pair, metric: Metric, trial: Trial, where: Where, reason: str) -> Difference:
+def _located(pair: Pair, metric: Metric, trial: Trial, where: Where, reason: str) -> Difference:
     call = min(where.call, len(trial.calls) - 1)
     function = trial.calls[call].function
     ordered = not pair.reformed
 
     def listen(make: Callable[[], _Heard]) -> list[_Heard]:
         heard = [make(), make()]
-        drive(pair.old.plans, pair.old_layout, trial, Listening(call, heard[0]))
-        drive(pair.new.plans, pair.new_layout, trial, Listening(call, heard[1]))
+        pair.run_old(trial, Listening(call, heard[0]))
+        pair.run_new(trial, Listening(call, heard[1]))
         return heard
 
     first = None
-    if (parting := first_parting(*listen(lambda: Fingerprints(ordered=ordered)), metric)) is not None:
+    one, other = listen(lambda: Fingerprints(ordered=ordered))
+    if (parting := first_parting(one, other, metric)) is not None:
         key, op_type = parting
         before, after = listen(lambda: Capture(key))
         first = first_value(key, op_type, before.value, after.value, ordered=ordered)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,8 +59,8 @@ def _values(
     if role.kind == "mask":
         return _mask(info, shape, rng, ordinary)
     if role.kind == "keep":
-        kept = rng.integers(0, 2, shape)
-        if kept.size:
+        kept = np.asarray(rng.integers(0, 2, shape))
+        if kept.ndim:
             kept[..., 0] = 1  # a row without any token is not a question to ask
         return kept
     if role.kind == "flag":
@@ -70,22 +71,36 @@ def _values(
             return rng.integers(0, high, shape)
         length = shape[-1] if shape else 1
         start = int(rng.integers(0, max(high - length, 0) + 1))
-        return np.broadcast_to((start + np.arange(length)) % high, shape or (1,)).reshape(shape)
+        count: Any = (start + np.arange(length)) % high
+        return np.broadcast_to(count, shape) if shape else count[0]
     if role.kind in ("index", "image", "integer"):
         return rng.integers(0, role.high or _SMALL, shape)
-    # two draws in five are large or small: an epsilon or an overflow must not hide behind unit normals
-    scale = 1.0 if ordinary else float(rng.choice([1.0, 1.0, 1.0, 0.01, 8.0]))
-    return rng.standard_normal(shape) * scale
+    return rng.standard_normal(shape) if ordinary else _uneven(shape, rng)
 
 
-def causal(shape: tuple[int, ...], position: int | None = None) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _uneven(shape: tuple[int, ...], rng: np.random.Generator) -> Any:
+    """Normal numbers of one scale or another, with a row of zeros and one of tiny numbers where there are several.
+
+    Epsilons, divisions and overflows hide behind unit normals.
+    """
+    values: Any = rng.standard_normal(shape) * rng.choice([1.0, 1.0, 1.0, 0.01, 8.0])
+    if len(shape) > 1 and shape[-1] and (rows := math.prod(shape[:-1])) > 2:
+        flat = values.reshape(rows, shape[-1])
+        zero, tiny = rng.choice(rows, 2, replace=False)
+        flat[zero] = 0
+        flat[tiny] *= 1e-4
+    return values
+
+
+def causal(shape: tuple[int, ...], position: int | None = None) -> Array:
     """Which columns each row may see, when the last of ``shape[-2]`` rows is token ``position + rows - 1``.
 
     With ``position=None`` the last row sees every column.
     """
-    rows, columns = shape[-2] if len(shape) > 1 else 1, shape[-1]
+    columns = shape[-1]
+    rows = shape[-2] if len(shape) > 1 else 1
     first = max(columns - rows, 0) if position is None else position
-    seen = np.arange(columns) <= first + np.arange(rows)[:, None]
+    seen: Array = np.arange(columns) <= first + np.arange(rows)[:, None]
     return np.broadcast_to(seen if len(shape) > 1 else seen[0], shape)
 
 

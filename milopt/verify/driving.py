@@ -48,7 +48,7 @@ def _plain(plans: Mapping[str, Plan], trial: Trial, listening: Listening | None)
         heard = listening.to(index) if listening is not None else ()
         observed: Observed = {**plan.run(call.inputs, state if plan.states else None, heard)}
         for name in plan.states:
-            observed[f"state {name}"] = torch.from_numpy(state.numpy(name))
+            observed[f"state {name}"] = torch.as_tensor(state.numpy(name))
         seen.append(observed)
     return seen
 

@@ -48,7 +48,7 @@ class Fingerprints:
         for name, value in outputs.items():
             key = name, self._count[name]
             self._count[name] += 1
-            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
+            if hasattr(value, "numel") and value.is_floating_point() and value.numel():  # lists and labels have none
                 self.prints[key] = self._print(step.op_type, value)
 
     def _print(self, op_type: str, value: torch.Tensor) -> Print:

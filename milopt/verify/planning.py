@@ -28,11 +28,12 @@ class Planner:
     """Draws the trials of one comparison, for the program before. The same seed gives the same trials.
 
     ``anything`` says that every second trial may pass anything the types allow, not only what a caller would.
-    ``layout`` is the program's cache, if it has one.
+    ``layout`` is the program's cache, if it has one; ``others`` are the roles that inputs have in the program after.
     """
 
     plans: Mapping[str, Plan]
     roles: Mapping[str, Mapping[str, Role]]
+    others: Mapping[str, Mapping[str, Role]]
     flexible: Mapping[str, Mapping[str, Flexible]]
     layout: CacheLayout | None
     anything: bool
@@ -71,20 +72,30 @@ class Planner:
         if not isinstance(inputs, Mapping):
             return self._prompt(inputs)
         arrays = {name: np.asarray(value) for name, value in inputs.items()}
+        if self.layout is not None and (own := [name for name in arrays if name in self.layout.own_names()]):
+            raise MiloptError(
+                f"input {own[0]!r} follows from the cache: leave it out, and give masks over the cache's "
+                f"{self.layout.context} slots"
+            )
         return Trial("the inputs given", (Call(function, arrays),))
 
     def _inputs(
         self, plan: Plan, shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator, style: Style
     ) -> Arrays:
-        roles, context = self.roles[plan.function], self._context(plan)
-        return {name: draw(info, shapes[name], roles[name], rng, style, context) for name, info in plan.inputs.items()}
+        roles = self.roles[plan.function]
+        return {
+            name: draw(info, shapes[name], roles[name], rng, style, self._positions(plan, name))
+            for name, info in plan.inputs.items()
+        }
 
-    def _context(self, plan: Plan) -> int | None:
-        """The number of positions there are, where a mask tells."""
-        if self.layout is not None:
-            return self.layout.context
-        masks = [plan.inputs[name].shape for name, role in self.roles[plan.function].items() if role.kind == "mask"]
-        return max((shape[-1] for shape in masks if shape and isinstance(shape[-1], int)), default=None)
+    def _positions(self, plan: Plan, name: str) -> int | None:
+        """How many positions there are: as many as a mask has columns. Where no mask tells, a rewrite may set a limit
+        by looking angles up in a table.
+        """
+        masks = [plan.inputs[each].shape for each, role in self.roles[plan.function].items() if role.kind == "mask"]
+        columns = [shape[-1] for shape in masks if shape and isinstance(shape[-1], int)]
+        other = self.others[plan.function].get(name)
+        return max(columns, default=other.high if other is not None else None)
 
     def _lengths(self, layout: CacheLayout) -> dict[int, Plan]:
         """Query length -> function, longest first."""
@@ -149,7 +160,7 @@ class Planner:
             if len(ids) != 1 or call.inputs[ids[0]].shape[-1] != query:
                 raise MiloptError(f"function {call.function!r} has no single input of {query} token ids")
             block = list(tokens[position : position + query])
-            padded = np.array(block + [0] * (query - len(block)), np.int32)
+            padded: Any = np.array(block + [0] * (query - len(block)), np.int32)
             call.inputs[ids[0]] = padded.reshape(call.inputs[ids[0]].shape)
             calls.append(call)
             position += len(block)

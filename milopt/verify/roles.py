@@ -14,7 +14,7 @@ import numpy as np
 
 from milopt.mil import Function, Operation, Var, arguments, constant, dtype_name, is_state, is_symbolic, shape_of
 
-__all__ = ["Kind", "Role", "merged", "roles_of"]
+__all__ = ["Kind", "Role", "roles_of"]
 
 Kind: TypeAlias = Literal["index", "position", "mask", "keep", "image", "flag", "integer", "number"]
 
@@ -30,12 +30,6 @@ class Role:
 
     kind: Kind
     high: int | None = None
-
-
-def merged(before: Role, after: Role) -> Role:
-    """The role in two versions of a program: values that both can take."""
-    limits = [role.high for role in (before, after) if role.high is not None]
-    return replace(before, high=min(limits, default=None))
 
 
 def roles_of(function: Function, images: frozenset[str] = frozenset()) -> dict[str, Role]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING
 
 from milopt.errors import MiloptError, VerificationError
 from milopt.metrics import Exact, Lossy, Metric
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from milopt.package import Model
     from milopt.pipeline import Pass
 
-__all__ = ["Mode", "Verifier"]
-
-Mode: TypeAlias = Literal["each", "stage"]
+__all__ = ["Verifier"]
 
 
 @dataclass
@@ -44,7 +42,7 @@ class Verifier:
     the passes judged and what was found.
     """
 
-    def __init__(self, mode: Mode | None, model: Model, passes: Sequence[Pass]) -> None:
+    def __init__(self, mode: str | None, model: Model, passes: Sequence[Pass]) -> None:
         self.verdicts: list[tuple[tuple[str, ...], Verdict]] = []
         self.told: Callable[[tuple[str, ...], Verdict], None] | None = None
         self._mode = mode
@@ -58,7 +56,7 @@ class Verifier:
         """A verifier for ``verify``, which must be ``None``, ``"each"`` or ``"stage"``."""
         if verify not in (None, "each", "stage"):
             raise MiloptError(f"verify is 'each', 'stage' or None, not {verify!r}")
-        return cls(cast("Mode | None", verify), model, passes)
+        return cls(verify, model, passes)
 
     def passed(self, index: int, report: Report) -> None:
         """Pass number ``index`` has run and changed the model, or has not, as ``report`` says."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ def least_error_of_all(values: Any, counts: Any, entries: int) -> float:
     for cut in combinations(range(1, len(values)), entries - 1):
         edges = [0, *cut, len(values)]
         total = 0.0
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in pairwise(edges):
             run, weight = values[start:end], counts[start:end]
             total += float(np.sum(weight * (run - np.average(run, weights=weight)) ** 2))
         errors.append(total)
@@ -40,14 +40,13 @@ def least_error_by_table(values: Any, counts: Any, entries: int) -> float:
         for end in range(start + 1, n + 1):
             run, weight = values[start:end], counts[start:end]
             runs[start, end] = float(np.sum(weight * (run - np.average(run, weights=weight)) ** 2))
-    best = np.full(n + 1, np.inf)
-    best[0] = 0
+    best = [0.0] + [np.inf] * n
     for _ in range(entries):
-        longer = best.copy()  # fewer runs are allowed
-        for end in range(1, n + 1):
-            longer[end] = min(longer[end], min(best[start] + runs[start, end] for start in range(end)))
-        best = longer
-    return float(best[n])
+        # fewer runs are allowed
+        best = [
+            min([best[end], *(best[start] + float(runs[start, end]) for start in range(end))]) for end in range(n + 1)
+        ]
+    return best[n]
 
 
 distinct_values = st.lists(st.integers(-500, 500), min_size=2, max_size=9, unique=True).map(sorted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
@@ -11,7 +11,8 @@ from milopt.interpreter import Precision, compile
 from milopt.interpreter.values import Array, to_numpy
 from milopt.mil import Function, Program, Target, flat, mb, target, types
 
-Build = Callable[..., Any]
+# spelt out by number of parameters, so that type checkers see what the parameters of a lambda are
+Build: TypeAlias = Callable[[], Any] | Callable[[Any], Any] | Callable[[Any, Any], Any] | Callable[[Any, Any, Any], Any]
 
 _TYPES = {"f2": types.fp16, "f4": types.fp32, "i4": types.int32, "i1": types.int8, "u1": types.uint8, "b1": types.bool}
 
@@ -35,7 +36,7 @@ def program(build: Build, inputs: Mapping[str, Any], opset: Target = target.iOS1
 def function(build: Build, inputs: Mapping[str, Any], opset: Target = target.iOS18) -> Function:
     placeholders = {name: placeholder(each) if hasattr(each, "nbytes") else each for name, each in inputs.items()}
     with Function(placeholders, opset_version=opset) as made:
-        outputs = build(**made.inputs)
+        outputs = cast("Callable[..., Any]", build)(**made.inputs)
         made.set_outputs(list(flat(outputs)))
     return made
 
@@ -49,5 +50,6 @@ def run(
     return [to_numpy(outputs[name], info, precision) for name, info in plan.outputs.items()]
 
 
-def normals(*shape: int, seed: int = 0, dtype: type[np.floating[Any]] = np.float32) -> Array:
+def normals(*shape: int, seed: int = 0, dtype: type[np.floating[Any]] = np.float32) -> Any:
+    """An array of standard normals."""
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)

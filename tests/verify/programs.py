@@ -42,14 +42,18 @@ def attention(
 def two_layers(*, flip: bool = False, noise: float = 0.0, bias: float = 0.0) -> Program:
     """Two square linears on x (4, 16), outputs ``hidden`` and ``out``; ``flip`` transposes the second's weight."""
     rng = np.random.default_rng(7)
-    first, second = (rng.standard_normal((16, 16)).astype(np.float32) for _ in range(2))
-    second = second + np.float32(noise) * rng.standard_normal((16, 16)).astype(np.float32)
+    first: Any = rng.standard_normal((16, 16)).astype(np.float32)
+    other: Any = rng.standard_normal((16, 16)).astype(np.float32)
+    error: Any = rng.standard_normal((16, 16)).astype(np.float32)
+    second = other + np.float32(noise) * error
 
     @mb.program(input_specs=[mb.TensorSpec((4, 16))], opset_version=target.iOS18)
     def program(x: Var) -> tuple[Var, Var]:
         hidden = mb.linear(x=x, weight=first, bias=np.full(16, bias, np.float32), name="hidden")
         active = mb.relu(x=hidden, name="active")
-        return hidden, mb.linear(x=active, weight=second.T.copy() if flip else second, name="out")
+        return hidden, mb.linear(
+            x=active, weight=np.ascontiguousarray(np.transpose(second)) if flip else second, name="out"
+        )
 
     result: Program = program
     return result

@@ -145,6 +145,19 @@ def test_prompts() -> None:
         compare(decoder.stateless(), decoder.stateful(), inputs=[[1] * 13], trials=0)
 
 
+def test_inputs_by_name_are_in_slot_order() -> None:
+    decoder = Decoder()
+    inputs: dict[str, Any] = {
+        "input_ids": np.array([[1, 2, 3, 4]], np.int32),
+        "position_ids": np.arange(4, dtype=np.int32)[None],
+        "causal_mask": np.random.default_rng(0).standard_normal((1, 1, 4, 12)).astype(np.float16),
+    }
+    before, after = decoder.stateless(), decoder.stateful()
+    assert compare(before, after, inputs=[inputs], trials=0, function="prefill4")
+    with pytest.raises(MiloptError, match=r"'past_key_0' follows from the cache: leave it out"):
+        compare(before, after, inputs=[{**inputs, "past_key_0": np.zeros(1)}], trials=0, function="prefill4")
+
+
 def test_a_lossy_verdict_across_the_forms() -> None:
     """fp16 rounding alone: 11 bits are 66 dB at best; attention with large scores costs some of it."""
     decoder = Decoder()

@@ -61,7 +61,7 @@ def test_a_model_and_its_session() -> None:
     session = Session(Decoder().stateful(), precision="float64")
     session.feed(tokens[:5])
     told: list[tuple[int, int]] = []
-    result = cross_entropy(session, tokens, progress=lambda *done: told.append(done))
+    result = cross_entropy(session, tokens, progress=lambda done, total: told.append((done, total)))
     assert session.position == 5
     assert result.scored == 11 + 11 + 5
     assert told[-1] == (29, 30)

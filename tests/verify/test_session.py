@@ -91,7 +91,7 @@ def test_forks_are_independent_and_share_plans(plans: Plans, one_by_one: np.ndar
 
 def test_last_only_and_progress(plans: Plans, one_by_one: np.ndarray) -> None:
     told: list[tuple[int, int]] = []
-    logits = Session(plans).feed(TOKENS[:10], last_only=True, progress=lambda *done: told.append(done))
+    logits = Session(plans).feed(TOKENS[:10], last_only=True, progress=lambda done, total: told.append((done, total)))
     np.testing.assert_allclose(logits, one_by_one[9:10], atol=EPSILON)
     assert told == [(4, 10), (8, 10), (10, 10)]
 

@@ -63,4 +63,8 @@ def _(x: Tensor, epsilon: float = 1e-6) -> Tensor:
 
 @normalization("local_response_norm")
 def _(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
+    """Over ``size`` neighbouring channels (axis 1), as documented.
+
+    The numbers in coremltools' test of a rank 3 input say that Core ML sums over axis -3 there.
+    """
     return F.local_response_norm(x, size, alpha, beta, k)

@@ -1,0 +1,3 @@
+from typing import Any
+
+def restore_elements_from_packed_bits(packed_values: Any, nbits: int, element_num: int) -> Any: ...
