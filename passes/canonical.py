@@ -50,7 +50,7 @@ class Canonicalize(RulePass):
                 break
         report.applied += dead
         telling = {type(rule).__name__ for rule in (*INDEX_RULES, MergeCasts())}
-        report.misses = [miss for miss in report.misses if miss.rule in telling]
+        report.misses = [miss for miss in report.misses if miss.near and miss.rule in telling]
         if dead:
             report.notes.append(f"{dead} dead ops removed")
         return report

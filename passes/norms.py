@@ -140,7 +140,8 @@ class PrescaleNorm(Rule[_Facts]):
 
 def _clamp(eps: float) -> np.float16:
     """The power of two next to √eps, within what ``_PEAK`` may be divided by."""
-    return np.float16(max(float(2.0 ** round(log2(eps) / 2)), _LEAST))
+    clamp: np.float16 = np.float16(max(2.0 ** round(log2(eps) / 2), _LEAST))
+    return clamp
 
 
 @lru_cache(maxsize=64)

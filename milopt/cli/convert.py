@@ -50,7 +50,9 @@ def convert(
         Precision | None, typer.Option(help="How weights are stored; the default is the default pipeline's.")
     ] = None,
     passes: Passes = None,
-    no_passes: Annotated[bool, typer.Option("--no-passes", help="Only convert: past and present as inputs/outputs.")] = False,
+    no_passes: Annotated[
+        bool, typer.Option("--no-passes", help="Only convert: past and present as inputs/outputs.")
+    ] = False,
     verify: VerifyOption = Verify.stage,
     force: Force = False,
     verbose: Verbose = False,

@@ -166,4 +166,6 @@ def _attach(model: Model, folder: Path) -> None:
             generation = transformers.GenerationConfig.from_pretrained(str(folder)) if settings.is_file() else None
     except Exception as problem:  # whatever the file's damage makes transformers raise
         raise TokenizerError(f"{folder}: no tokenizer can be read there: {problem}") from problem
-    attach_tokenizer(model, tokenizer, SimpleNamespace(config=SimpleNamespace(eos_token_id=None), generation_config=generation))
+    attach_tokenizer(
+        model, tokenizer, SimpleNamespace(config=SimpleNamespace(eos_token_id=None), generation_config=generation)
+    )

@@ -81,7 +81,10 @@ def _interface(function: Function) -> dict[str, Any]:
 
     def values(named: dict[str, Any]) -> dict[str, Any]:
         return {
-            name: {"dtype": dtype_name(var), "shape": [dim if isinstance(dim, int) else str(dim) for dim in shape_of(var)]}
+            name: {
+                "dtype": dtype_name(var),
+                "shape": [dim if isinstance(dim, int) else str(dim) for dim in shape_of(var)],
+            }
             for name, var in named.items()
         }
 
@@ -134,7 +137,13 @@ def _print(console: Console, facts: dict[str, Any], listed: int) -> None:
         ops = ", ".join(f"{count} {kind}" for kind, count in function["ops"].items())
         console.print(Text(f"{sum(function['ops'].values())} ops: {ops}\n"))
     biggest = [
-        (each["name"], each["dtype"], "x".join(map(str, each["shape"])), size(each["bytes"]), ", ".join(each["used_by"][:3]))
+        (
+            each["name"],
+            each["dtype"],
+            "x".join(map(str, each["shape"])),
+            size(each["bytes"]),
+            ", ".join(each["used_by"][:3]),
+        )
         for each in facts["weights"][:listed]
     ]
     if biggest:

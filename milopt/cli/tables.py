@@ -40,16 +40,22 @@ def table(title: str, *columns: str, rows: Iterable[Sequence[object]] = ()) -> T
 def print_census(console: Console, before: Census, after: Census, *, everything: bool = False) -> None:
     """Ops by type before and after, a pair of columns per function; then states and weights."""
     functions = [name for name in after.functions if name in before.functions]
-    columns = [f">{name + ' ' if len(functions) > 1 else ''}{when}" for name in functions for when in ("before", "after")]
+    columns = [
+        f">{name + ' ' if len(functions) > 1 else ''}{when}" for name in functions for when in ("before", "after")
+    ]
     pairs = [(before.ops[name], after.ops[name]) for name in functions]
     kinds = sorted({kind for pair in pairs for counts in pair for kind in counts})
-    rows: list[list[object]] = []
-    for kind in sorted(kinds, key=lambda kind: (-max(max(old[kind], new[kind]) for old, new in pairs), kind)):
-        if everything or kind in _ALWAYS or any(old[kind] != new[kind] for old, new in pairs):
-            rows.append([kind, *(counts[kind] for pair in pairs for counts in pair)])
+    ordered = sorted(kinds, key=lambda kind: (-max(max(old[kind], new[kind]) for old, new in pairs), kind))
+    rows: list[list[object]] = [
+        [kind, *(counts[kind] for pair in pairs for counts in pair)]
+        for kind in ordered
+        if everything or kind in _ALWAYS or any(old[kind] != new[kind] for old, new in pairs)
+    ]
     if hidden := len(kinds) - len(rows):
         same = [kind for kind in kinds if kind not in {row[0] for row in rows}]
-        rows.append([f"{hidden} other types", *(sum(counts[kind] for kind in same) for pair in pairs for counts in pair)])
+        rows.append(
+            [f"{hidden} other types", *(sum(counts[kind] for kind in same) for pair in pairs for counts in pair)]
+        )
     rows.append(["all ops", *(counts.total() for pair in pairs for counts in pair)])
     rows.append(["states", *(each.states[name] for name in functions for each in (before, after))])
     console.print(table("Ops by type", "op", *columns, rows=rows))

@@ -16,12 +16,18 @@ def verify(
     before: Annotated[Path, typer.Argument(metavar="A", help="The original package.")],
     after: Annotated[Path, typer.Argument(metavar="B", help="The package that should compute the same.")],
     trials: Annotated[int, typer.Option(min=1, help="How many sets of random inputs to try.")] = 3,
-    rtol: Annotated[float, typer.Option(min=0, help="Largest difference, relative to an output's largest value.")] = 1e-6,
+    rtol: Annotated[
+        float, typer.Option(min=0, help="Largest difference, relative to an output's largest value.")
+    ] = 1e-6,
     min_snr: Annotated[
         float | None,
-        typer.Option("--min-snr", help="Judge B in its declared precision by this signal-to-noise ratio in dB instead."),
+        typer.Option(
+            "--min-snr", help="Judge B in its declared precision by this signal-to-noise ratio in dB instead."
+        ),
     ] = None,
-    min_top1: Annotated[float, typer.Option("--min-top1", min=0, max=1, help="With --min-snr: share of top-1 kept.")] = 0,
+    min_top1: Annotated[
+        float, typer.Option("--min-top1", min=0, max=1, help="With --min-snr: share of top-1 kept.")
+    ] = 0,
     function: Annotated[str | None, typer.Option(help="The function to run, if not each package's default.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random inputs.")] = 0,
     debug: Debug = False,

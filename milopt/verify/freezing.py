@@ -101,13 +101,14 @@ def _declared(shape: Any) -> Flexible | None:
 
 
 def _indices_of_largest(function: Function) -> frozenset[str]:
-    """Integer outputs that say where something is largest: close to a tie, they may differ between good programs."""
+    """Outputs that say where something is largest: close to a tie, they may differ between good programs."""
     makers = ("reduce_argmax", "reduce_argmin", "topk", "argsort")
     found: set[str] = set()
     for var in function.outputs:
         op = var.op
         while op is not None and op.op_type in ("cast", "expand_dims", "squeeze", "reshape", "identity"):
             op = op.inputs["x"].op
-        if op is not None and op.op_type in makers and dtype_name(var).startswith(("int", "uint")):
+        label = op is not None and op.op_type == "classify" and var is op.outputs[0]
+        if label or (op is not None and op.op_type in makers and dtype_name(var).startswith(("int", "uint"))):
             found.add(var.name)
     return frozenset(found)

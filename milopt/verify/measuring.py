@@ -65,6 +65,9 @@ class Meter:
     def add(self, trial: int, call: int, before: Any, after: Any) -> float:
         """Take one call's values; the largest relative difference in it, infinite where they can't be compared."""
         if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
+            self._floating = False
+            self._entries += 1
+            self._equal += before == after
             relative = 0.0 if before == after else math.inf
             self._note(relative, Where(trial, call, self.name, (), before, after))
             return relative

@@ -1,0 +1,113 @@
+"""What every rule and every pass must hold to, checked on many programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from milopt.metrics import Exact, Metric
+from milopt.mil import Program, flat, is_dead, operations
+from milopt.package import Model, load
+from milopt.pipeline import Pass
+from milopt.reports import Report
+from milopt.rules import Rule, apply
+from milopt.text import text
+from milopt.verify import compare
+
+__all__ = ["check_pass", "check_rule"]
+
+# Two draws of ordinary inputs and one of arbitrary ones between them are what compare() does by default; here the
+# programs are many, and one of each finds what three find.
+_TRIALS = 2
+
+
+def check_rule(
+    rule: Rule[Any] | Sequence[Rule[Any]],
+    programs: st.SearchStrategy[Program],
+    *,
+    max_examples: int = 200,
+    metric: Metric | None = None,
+) -> None:
+    """Apply the rule to each drawn program, and assert that
+
+    the result validates, computes the same and has no dead op that was not there before; that a second application
+    does nothing; that where the rule did not fire, the program's text is unchanged, and where it did, it is not. A
+    rule that never fires fails too: the test would be vacuous. ``metric`` is :class:`~milopt.metrics.Exact` by default.
+    """
+    rules: tuple[Rule[Any], ...] = flat(rule)
+    name = " + ".join(each.name for each in rules)
+    _check(_Subject(name, lambda model: apply(rules, model), metric or Exact()), programs, max_examples)
+
+
+def check_pass(each: Pass, programs: st.SearchStrategy[Program], *, max_examples: int = 100) -> None:
+    """The same of a pass, judged by the metric it declares; its report may say that it changed the signature."""
+    _check(_Subject(str(each), each.run, each.metric), programs, max_examples)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    name: str
+    run: Callable[[Model], Report]
+    metric: Metric
+
+
+def _check(subject: _Subject, programs: st.SearchStrategy[Program], max_examples: int) -> None:
+    fired: list[bool] = []
+
+    @settings(
+        max_examples=max_examples,
+        deadline=None,  # the first comparison of a process takes a hundred times as long as the others
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    @given(program=programs)
+    def check(program: Program) -> None:
+        fired.append(_holds(subject, program))
+
+    check()
+    if not any(fired):
+        raise AssertionError(
+            f"vacuous: {subject.name} never fired in {len(fired)} programs; draw programs that it applies to"
+        )
+
+
+def _holds(subject: _Subject, program: Program) -> bool:
+    """Check one program, which stays as it is; whether the subject changed its copy."""
+    original = load(program)
+    model = original.clone()
+    before, dead = text(original, weights="hash"), _dead(model)
+    report = subject.run(model)
+    model.program.validate()
+    after = text(model, weights="hash")
+    if not report:
+        assert after == before, f"{subject.name} reports no change, but the program is now\n{after}it was\n{before}"
+        return False
+    assert after != before, f"{subject.name} reports a change, but the program is still\n{before}"
+    verdict = compare(
+        original,
+        model,
+        trials=_TRIALS,
+        metric=report.metric or subject.metric,
+        signature=report.signature,
+    )
+    assert verdict, f"{subject.name}: {verdict}\n{before}became\n{after}"
+    assert not (left := _dead(model) - dead), f"{subject.name} leaves dead ops: {', '.join(sorted(left))}\n{after}"
+    again = subject.run(model)
+    assert not again, f"{subject.name} changes its own result:\n{after}becomes\n{text(model)}"
+    assert text(model, weights="hash") == after, f"{subject.name} changes its own result without saying so:\n{after}"
+    return True
+
+
+def _dead(model: Model) -> set[str]:
+    """The names of ops whose results nothing uses; constants are not counted, since they are not computed."""
+    return {
+        op.name
+        for function in model.functions.values()
+        for op in operations(function)
+        if op.op_type != "const" and is_dead(op)
+    }
