@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from milopt.building import Builder
     from milopt.coremltools_passes import coremltools_pipeline
     from milopt.errors import MiloptError
-    from milopt.interpreter import evaluate, make_state
+    from milopt.interpreter.evaluate import evaluate
+    from milopt.interpreter.state import make_state
     from milopt.matching import Match
     from milopt.metrics import Exact, Lossy
     from milopt.package import Model, load

@@ -48,7 +48,8 @@ class Builder:
             raise NoMatch("MIL refuses the {} it would build: {}", op_type, str(error).strip()) from error
         made = new_ops(self.anchor, since)
         for op in made:
-            op.scopes = copy.copy(self.anchor.scopes)
+            if not op.scopes:  # inside a conversion coremltools marks new ops, and hands scopes on itself
+                op.scopes = copy.copy(self.anchor.scopes)
             self._taken.add(op.name)
         self.built += made
         return result

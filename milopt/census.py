@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -80,7 +81,7 @@ def weights_of(model: Model) -> list[Weight]:
             if op.op_type != "const":
                 continue
             value = constant(op.outputs[0])
-            if not isinstance(value, np.ndarray) or value.size < _FEWEST_ELEMENTS or value.dtype.kind not in "fiub":
+            if not _is_weight(value):
                 continue
             key = weight_key(value)
             var = op.outputs[0]
@@ -89,6 +90,11 @@ def weights_of(model: Model) -> list[Weight]:
             dtype = dtype_name(var)
             found[key] = Weight(op.name, shape_of(var), dtype, _stored_bytes(int(value.size), dtype), users)
     return sorted(found.values(), key=lambda weight: (-weight.bytes, weight.name))
+
+
+def _is_weight(value: Any) -> bool:
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    return np.size(value) >= _FEWEST_ELEMENTS and kind in tuple("fiub")
 
 
 def _users(value: Var) -> list[str]:

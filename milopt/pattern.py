@@ -116,7 +116,7 @@ def build(pattern: Callable[..., Any]) -> tuple[Any, tuple[str, ...]]:
     names = list(inspect.signature(pattern).parameters.values())[1:]
     for parameter in names:
         annotation = parameter.annotation if parameter.annotation is not inspect.Parameter.empty else "Value"
-        kind = annotation if isinstance(annotation, str) else annotation.__name__
+        kind = (annotation if isinstance(annotation, str) else annotation.__name__).rpartition(".")[2]
         if kind not in _KINDS:
             raise TypeError(f"{parameter.name}: a pattern variable is a Value, a Scalar or a Const, not {kind}")
         variables[parameter.name] = _KINDS[kind](parameter.name)

@@ -22,6 +22,7 @@ _OWN = {
     "kv-to-state": "cache:KvToState",
     "linear-to-conv": "convolution:LinearToConv",
     "palettize": "compression:Palettize",
+    "quantize": "quantization:Quantize",
 }
 
 

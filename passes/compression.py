@@ -18,7 +18,7 @@ from milopt.passes.uses import CHANNEL_AXES, Weight, find_weights, layouts_of
 from milopt.pipeline import Pass
 from milopt.reports import NoMatch, Report, require
 
-__all__ = ["Palettize"]
+__all__ = ["Palettize", "note_compressed", "snr"]
 
 # the table sizes of the iOS16 op; iOS18 has 8 entries too (constraints W1)
 _IOS16_BITS = (1, 2, 4, 6, 8)
@@ -68,7 +68,7 @@ class Palettize(Pass):
             except NoMatch as why:
                 place = weight.places[0]
                 report.decline(place.function, why.at if why.at is not None else place.op, why.text, *why.arguments)
-        _note_compressed(model, report)
+        note_compressed(model, report)
         if plans:
             self._compress(model, plans, report)
         return report
@@ -108,7 +108,7 @@ class Palettize(Pass):
         report.notes += summary.lines()
 
 
-def _note_compressed(model: Model, report: Report) -> None:
+def note_compressed(model: Model, report: Report) -> None:
     """Tell of weights that were compressed before the pass."""  # 6
     for name, function in model.functions.items():
         for op in operations(function):

@@ -12,7 +12,7 @@ from milopt.clustering import Palette
 from milopt.mil import Var, opset_of, remove_ops, replace_uses, shape_of, target, types
 from milopt.passes.uses import Layout, Place, Weight
 
-__all__ = ["PalettePlan", "nearest_divisor", "pack"]
+__all__ = ["PalettePlan", "axis_of", "nearest_divisor", "pack", "put_in_place"]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
@@ -58,28 +58,19 @@ class PalettePlan:
             else:
                 packed = pack(indices, self.bits) if packed is None else packed
                 new = _ios16(op, place, packed, palette.lut[0])
-            _replace(place, new)
+            put_in_place(place, new)
 
     def _ios18(self, op: Builder, place: Place, indices: Array, lut: Array) -> Var:
         """Indices of the weight's shape; a table per block, of a rank two higher: constraints W2."""
         shape = shape_of(place.var)
         blocks = [1] * len(shape)
         if self.tables > 1:
-            blocks[self._axis(shape)] = self.tables
+            blocks[axis_of(self.layout, shape)] = self.tables
         kind = types.nptype_from_builtin(types.string_to_builtin(f"uint{self.bits}"))
         dense: Var = op.constexpr_lut_to_dense(
             indices=indices.view(kind).reshape(shape), lut=lut.reshape(*blocks, 1 << self.bits, 1)
         )
         return dense
-
-    def _axis(self, shape: tuple[int, ...]) -> int:
-        """The axis of ``shape`` that holds the channels of the layout."""
-        outer = 1
-        for axis, size in enumerate(shape):
-            if outer == self.layout.outer and size == self.layout.channels:
-                return axis
-            outer *= size
-        raise AssertionError(f"{self.weight.name}: {shape} has no {self.layout}")
 
 
 def _ios16(op: Builder, place: Place, packed: Array, lut: Array) -> Var:
@@ -89,7 +80,18 @@ def _ios16(op: Builder, place: Place, packed: Array, lut: Array) -> Var:
     return dense
 
 
-def _replace(place: Place, new: Var) -> None:
+def axis_of(layout: Layout, shape: tuple[int, ...]) -> int:
+    """The axis of ``shape`` that holds the channels of ``layout``."""
+    outer = 1
+    for axis, size in enumerate(shape):
+        if outer == layout.outer and size == layout.channels:
+            return axis
+        outer *= size
+    raise AssertionError(f"{shape} has no {layout}")
+
+
+def put_in_place(place: Place, new: Var) -> None:
+    """Let ``new`` have the name and the uses of the constant at ``place``, which goes."""
     old, name = place.var, place.var.name
     replace_uses(old, new)
     remove_ops([place.op])

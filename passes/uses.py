@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple, TypeAlias
@@ -13,7 +13,7 @@ from milopt.mil import Operation, Var, arguments, constant, is_output, operation
 from milopt.package import Model
 from milopt.reports import require
 
-__all__ = ["CHANNEL_AXES", "Layout", "Place", "Weight", "consumers", "find_weights", "layouts_of"]
+__all__ = ["CHANNEL_AXES", "Axes", "Layout", "Place", "Weight", "consumers", "find_weights", "layouts_of"]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
@@ -87,9 +87,11 @@ def _transposed(op: Operation, name: str) -> bool:
     return bool(constant(op.inputs.get(name)))
 
 
+Axes: TypeAlias = Mapping[tuple[str, str], Callable[[Operation], int]]
+
 # (op type, input) -> the axis of the weight that holds its output channels, for a gather the one it takes rows from;
 # coremltools' choice (optimize/_utils.py, select_input_output_channel_axis), constraints W4
-CHANNEL_AXES: dict[tuple[str, str], Callable[[Operation], int]] = {
+CHANNEL_AXES: Axes = {
     ("linear", "weight"): lambda op: 0,
     ("conv", "weight"): lambda op: 0,
     ("conv_transpose", "weight"): lambda op: 1,
@@ -99,12 +101,15 @@ CHANNEL_AXES: dict[tuple[str, str], Callable[[Operation], int]] = {
 }
 
 
-def layouts_of(weight: Weight) -> dict[Layout, str]:
-    """The layouts that the uses of ``weight`` have, each with one such use. Raises NoMatch where a use has none."""
+def layouts_of(weight: Weight, axes: Axes = CHANNEL_AXES) -> dict[Layout, str]:
+    """The layouts that the uses of ``weight`` have, each with one such use. Raises NoMatch where a use has none.
+
+    ``axes`` says for each use which axis counts: that of the output channels, or another.
+    """
     found: dict[Layout, str] = {}
     for place, name, op in weight.users():
         use = f"{op.op_type}.{name} of {op.outputs[0].name}"
-        axis = CHANNEL_AXES.get((op.op_type, name))
+        axis = axes.get((op.op_type, name))
         require(axis is not None, "{} holds it too, which is no weight of a layer", use, at=place.op)
         require(not (op.op_type == "gather" and _only_scales(op)), "{} looks up factors, not weights", use, at=place.op)
         assert axis is not None

@@ -104,7 +104,7 @@ def _pipeline(passes: str | None, no_passes: bool, precision: Precision | None) 
     if passes is not None and no_passes:
         raise MiloptError("--passes and --no-passes exclude each other")
     if passes is not None or no_passes:
-        if precision in _COMPRESSION:
+        if precision is not None and precision in _COMPRESSION:
             raise MiloptError(
                 f"--precision {precision.value} is a pass of its own; write {_COMPRESSION[precision]} into --passes"
             )
@@ -112,5 +112,5 @@ def _pipeline(passes: str | None, no_passes: bool, precision: Precision | None) 
     default = Pipeline.default()
     if precision is None:
         return default
-    kept = [str(each) for each in default.passes if each.name != "palettize"]
+    kept = [str(each) for each in default.passes if each.name not in ("palettize", "quantize")]
     return Pipeline.parse(",".join([*kept, *([_COMPRESSION[precision]] if precision in _COMPRESSION else [])]))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from hypothesis import strategies as st
 
 from milopt.errors import MiloptError
-from milopt.mil import Function, Program, Var, is_output, mb, target, types
+from milopt.mil import Function, Program, Var, mb, target, types
 from milopt.testing.makers import (
     ELEMENTWISE,
     LINEAR,
@@ -21,8 +20,21 @@ from milopt.testing.makers import (
     shapes,
     tensors,
 )
+from milopt.testing.naming import rename
+from milopt.testing.patterns import matching, near_misses
 
-__all__ = ["ELEMENTWISE", "LINEAR", "MOVEMENT", "REDUCTION", "numbers", "programs", "shapes", "tensors"]
+__all__ = [
+    "ELEMENTWISE",
+    "LINEAR",
+    "MOVEMENT",
+    "REDUCTION",
+    "matching",
+    "near_misses",
+    "numbers",
+    "programs",
+    "shapes",
+    "tensors",
+]
 
 
 def programs(
@@ -69,12 +81,12 @@ def _programs(
         values = list(function.inputs.values())
         count = 0
         while count < max_ops and (made := draw(_step(values, makers, count < min_ops))) is not None:
-            _rename(made, f"v{count}")
+            assert made.op is not None
+            rename(made.op, f"v{count}")
             values.append(made)
             count += 1
         function.set_outputs([var for var in values if var.op is not None and not var.child_ops])
     program.add_function("main", function)
-    assert all(is_output(var) or var.child_ops for var in values if var.op is not None)
     return program
 
 
@@ -92,13 +104,3 @@ def _step(draw: Draw, values: list[Var], makers: st.SearchStrategy[Maker], neede
     if made is None:  # none of the values fits this op
         made = mb.identity(x=values[-1])
     return made
-
-
-def _rename(var: Var, name: str) -> None:
-    """PyMIL counts names through the whole process: an example must not depend on those before it."""
-    assert var.op is not None
-    var.name = var.op.name = name
-    inputs: dict[str, Any] = var.op.inputs
-    for key, each in inputs.items():
-        if isinstance(each, Var) and each.op is not None and each.op.op_type == "const":
-            each.name = each.op.name = f"{name}_{key}"

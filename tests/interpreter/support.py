@@ -43,7 +43,7 @@ def function(build: Build, inputs: Mapping[str, Any], opset: Target = target.iOS
 
 def run(
     build: Build, inputs: Mapping[str, Array], *, precision: Precision = "float64", opset: Target = target.iOS18
-) -> list[Array]:
+) -> list[Any]:
     """The outputs, in order, of the program that ``build`` makes of inputs like these."""
     plan = compile(program(build, inputs, opset), precision=precision)
     outputs = plan.run(inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from milopt.interpreter import evaluate, make_state
-from milopt.mil import Program, get_new_symbol, mb, operations, target, types
+from milopt.mil import Program, get_new_symbol, mb, operations, shape_of, target, types
 from milopt.package import load
 from milopt.passes.canonical import Canonicalize
 from milopt.reports import Report
@@ -171,6 +172,11 @@ KEPT: dict[str, Body] = {
     "a bias": lambda x: mb.conv(x=x, weight=np.ones((5, 3, 1), np.float32), bias=np.arange(5, dtype=np.float32)),
     "cast": lambda x: mb.cast(x=x, dtype="fp16"),
 }
+
+
+def test_a_transpose_of_a_square_moves_too() -> None:
+    built = program(_permuted([0, 2, 1]), (3, 3, 3))
+    assert not run(built)
 
 
 @pytest.mark.parametrize("case", KEPT)
@@ -399,6 +405,22 @@ def test_states_are_kept() -> None:
     np.testing.assert_array_equal(evaluate(built, {"x": x}, state=state)["out"], 2 * x)
 
 
+def test_an_unused_op_that_writes_a_state_inside_is_kept() -> None:
+    specs = [mb.TensorSpec((1,), types.bool), mb.TensorSpec((3,), types.fp16), mb.StateTensorSpec((3,), types.fp16)]
+
+    @mb.program(input_specs=specs, opset_version=target.iOS18)
+    def built(pred: Any, x: Any, cache: Any) -> Any:
+        def write() -> Any:
+            return mb.coreml_update_state(state=cache, value=x)
+
+        mb.cond(pred=mb.squeeze(x=pred), _true_fn=write, _false_fn=lambda: mb.identity(x=x))
+        return mb.abs(x=x, name="out")
+
+    before = text(built)
+    assert not run(built)
+    assert text(built) == before
+
+
 def test_symbolic_reshapes() -> None:
     """The same symbols at both ends are the same shape; where they differ, both reshapes stay."""
     rows = get_new_symbol()
@@ -432,7 +454,7 @@ def bodies(draw: st.DrawFn) -> Body:
 
 
 def _other_shape(x: Any, rng: np.random.Generator) -> Any:
-    size = int(np.prod(x.shape))
+    size = math.prod(shape_of(x))
     divisors = [each for each in range(1, size + 1) if size % each == 0]
     first = divisors[int(rng.integers(len(divisors)))]
     return mb.reshape(x=x, shape=[first, size // first])
@@ -440,9 +462,9 @@ def _other_shape(x: Any, rng: np.random.Generator) -> Any:
 
 def _unit(x: Any, rng: np.random.Generator) -> Any:
     if x.rank < 5 and rng.random() < 0.5:
-        return mb.expand_dims(x=x, axes=[int(rng.integers(-x.rank - 1, x.rank + 1))])
+        return mb.expand_dims(x=x, axes=[int(rng.integers(2 * int(x.rank) + 2)) - x.rank - 1])
     ones = [axis for axis, dim in enumerate(x.shape) if dim == 1]
-    return mb.squeeze(x=x, axes=[ones[int(rng.integers(len(ones)))]]) if ones and x.rank > 1 else x
+    return mb.squeeze(x=x, axes=[ones[0]]) if ones and x.rank > 1 else x
 
 
 def _neutral(x: Any, rng: np.random.Generator) -> Any:
@@ -480,14 +502,19 @@ STEPS: dict[str, Callable[[Any, np.random.Generator], Any]] = {
 
 # each example builds two programs and runs them twice
 @settings(max_examples=100, deadline=None)
-@given(bodies(), st.sampled_from([types.fp32, types.fp16, types.int32]), st.integers(0, 2**32 - 1))
-def test_any_chain(body: Body, dtype: Any, seed: int) -> None:
+@given(
+    bodies(),
+    st.sampled_from([types.fp32, types.fp16, types.int32]),
+    st.sampled_from([SHAPE, (3, 3), (2, 1, 2)]),
+    st.integers(0, 2**32 - 1),
+)
+def test_any_chain(body: Body, dtype: Any, shape: tuple[int, ...], seed: int) -> None:
     """In both precisions not a bit changes, and a second run finds nothing."""
-    before, after = program(body, dtype=dtype), program(body, dtype=dtype)
+    before, after = program(body, shape, dtype), program(body, shape, dtype)
     original = text(after)
     report = run(after)
     assert bool(report) == (text(after) != original)
-    x = (np.random.default_rng(seed).standard_normal(SHAPE) * 300).astype(types.nptype_from_builtin(dtype))
+    x = (np.random.default_rng(seed).standard_normal(shape) * 300).astype(types.nptype_from_builtin(dtype))
     for precision in ("float64", "declared"):
         expected = evaluate(before, {"x": x}, precision=precision)["out"]
         np.testing.assert_array_equal(evaluate(after, {"x": x}, precision=precision)["out"], expected)

@@ -94,11 +94,14 @@ def resample(
     coordinates_mode: str,
     align_corners: bool,
 ) -> Tensor:
-    """``x (B,C,H,W), coordinates (B,h,w,2)`` as (x, y) ``-> (B,C,h,w)``."""
+    """``x (B,C,H,W), coordinates (B,h,w,2)`` as (x, y) ``-> (B,C,h,w)``.
+
+    The nearest pixel is sought after reflection, halves going to the even one, as torch's ``grid_sample`` does.
+    """
     height, width = x.shape[2:]
     places = coordinates.to(x.dtype)
-    horizontal = _unnormalized(places[..., 0], width, coordinates_mode, align_corners)
-    vertical = _unnormalized(places[..., 1], height, coordinates_mode, align_corners)
+    horizontal = _folded(_unnormalized(places[..., 0], width, coordinates_mode, align_corners), width, padding_mode)
+    vertical = _folded(_unnormalized(places[..., 1], height, coordinates_mode, align_corners), height, padding_mode)
     if sampling_mode == "nearest":
         return _pixels(x, vertical.round(), horizontal.round(), padding_mode, padding_value)
     top, left = vertical.floor(), horizontal.floor()
@@ -119,10 +122,10 @@ def _unnormalized(places: Tensor, size: int, mode: str, align_corners: bool) -> 
 
 
 def _pixels(x: Tensor, rows: Tensor, columns: Tensor, padding_mode: str, padding_value: float) -> Tensor:
-    """``x (B,C,H,W)`` at whole coordinates ``(B,h,w) -> (B,C,h,w)``, its surroundings made up by ``padding_mode``."""
+    """``x (B,C,H,W)`` at whole coordinates ``(B,h,w) -> (B,C,h,w)``; outside the edge, or ``padding_value``."""
     height, width = x.shape[2:]
     inside = _within(rows, height) & _within(columns, width)
-    down, across = _folded(rows.long(), height, padding_mode), _folded(columns.long(), width, padding_mode)
+    down, across = rows.long().clamp(0, height - 1), columns.long().clamp(0, width - 1)
     flat = (down * width + across).flatten(1).unsqueeze(1).expand(-1, x.shape[1], -1)
     y = x.flatten(2).gather(2, flat).reshape(*x.shape[:2], *rows.shape[1:])
     if padding_mode != "constant":
@@ -131,14 +134,14 @@ def _pixels(x: Tensor, rows: Tensor, columns: Tensor, padding_mode: str, padding
 
 
 def _folded(places: Tensor, size: int, padding_mode: str) -> Tensor:
-    """Whole coordinates led back into the image."""
+    """Coordinates reflected into the image: at the centers of its outer pixels, or at their edges (``symmetric``)."""
     if padding_mode == "reflection" and size > 1:
         places = places.remainder(2 * (size - 1))
         return torch.minimum(places, 2 * (size - 1) - places)
     if padding_mode == "symmetric":
-        places = places.remainder(2 * size)
-        return torch.minimum(places, 2 * size - 1 - places)
-    return places.clamp(0, size - 1)
+        places = (places + 0.5).remainder(2 * size)
+        return torch.minimum(places, 2 * size - places) - 0.5
+    return places
 
 
 @sampling("affine")
