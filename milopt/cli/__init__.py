@@ -40,7 +40,7 @@ def _run(arguments: list[str], settings: Settings) -> int:
     try:
         status = command().main(args=arguments, prog_name="milopt", standalone_mode=False, obj=settings)
     except typer.TyperException as error:
-        complain(f"{error.format_message()} (see `milopt --help`)")
+        complain(f"{error.format_message().rstrip('.')} (see `milopt --help`)")
         return error.exit_code
     except BrokenPipeError:
         # whoever read our output has seen enough; what is still buffered must not fail again at exit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,6 @@ class Verifier:
 
     def __init__(self, mode: str | None, model: Model, passes: Sequence[Pass]) -> None:
         self.verdicts: list[tuple[tuple[str, ...], Verdict]] = []
-        self.told: Callable[[tuple[str, ...], Verdict], None] | None = None
         self._mode = mode
         self._model = model
         self._passes = tuple(passes)
@@ -99,8 +98,6 @@ class Verifier:
         self.verdicts.append((tuple(stage.passes), verdict))
         if stage.report is not None:
             stage.report.verdicts.append(verdict)
-        if self.told is not None:
-            self.told(tuple(stage.passes), verdict)
         if not verdict:
             raise VerificationError(str(verdict), verdict)
 

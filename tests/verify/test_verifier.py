@@ -124,7 +124,7 @@ def test_unknown_mode() -> None:
         _run(Scale(), verify="end")
 
 
-def test_replace_uses_is_what_passes_use() -> None:
+def test_a_dropped_mask_is_located() -> None:
     """A rewrite that drops the mask is caught with the place named."""
 
     @dataclass(frozen=True)

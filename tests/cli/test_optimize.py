@@ -1,0 +1,224 @@
+"""milopt optimize: what it prints and writes, and what it says and leaves alone when something is wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from milopt.census import op_counts
+from milopt.cli import main
+from milopt.package import load
+from milopt.registry import names
+from milopt.verify import compare
+from tests.cli.support import contents
+
+PASSES = "canonicalize,fuse-sdpa,linear-to-conv"
+
+Capture = pytest.CaptureFixture[str]
+
+
+def refused(capsys: Capture, *arguments: object, status: int = 2) -> str:
+    """The one line on stderr; nothing is printed besides."""
+    assert main(list(map(str, arguments))) == status
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.count("\n") == 1
+    assert told.err.startswith("error: ")
+    assert "Traceback" not in told.err
+    return told.err.removeprefix("error: ").rstrip("\n")
+
+
+def test_a_package_is_rewritten_verified_and_saved(package: Path, tmp_path: Path, capsys: Capture) -> None:
+    before = contents(package)
+    out = tmp_path / "out.mlpackage"
+    assert main(["optimize", str(package), "-o", str(out), "--passes", PASSES, "--verify", "stage"]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""  # progress goes to terminals only
+    lines = {line.split()[0]: line.split()[1:] for line in told.out.splitlines() if len(line.split()) > 1}
+    assert lines["linear"] == ["9", "0", "9", "0"]  # two functions, before and after
+    assert lines["scaled_dot_product_attention"] == ["0", "2", "0", "2"]
+    assert lines["fuse-sdpa"][:2] == ["4", "0"]
+    assert lines["linear-to-conv"][:2] == ["18", "0"]
+    assert "fuse-sdpa, linear-to-conv: no difference in 3 trials" in told.out
+    assert told.out.splitlines()[-1].startswith(f"{out}: ")
+
+    assert contents(package) == before
+    assert [each.name for each in tmp_path.iterdir()] == ["out.mlpackage"]
+    original, made = load(package), load(out)
+    assert compare(original, made)
+    assert op_counts(made.function("decode"))["conv"] == 9
+    assert made.attachments == original.attachments
+
+
+@pytest.mark.parametrize("verify", ["each", "none"])
+def test_verification_each_or_none(verify: str, package: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out.mlpackage"
+    assert main(["optimize", str(package), "-o", str(out), "--passes", PASSES, "--verify", verify]) == 0
+    assert capsys.readouterr().out.count("no difference in 3 trials") == {"each": 2, "none": 0}[verify]
+
+
+def test_verbose_tells_the_steps_and_the_reasons(package: Path, tmp_path: Path, capsys: Capture) -> None:
+    arguments = ["optimize", package, "-o", tmp_path / "o.mlpackage", "--passes", "palettize", "-v", "--verify", "none"]
+    assert main(list(map(str, arguments))) == 0
+    told = capsys.readouterr()
+    assert told.err.splitlines() == ["palettize ...", "save o.mlpackage ..."]
+    assert "too small: " in told.out
+    assert "softmax" in told.out
+
+
+@pytest.fixture
+def offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a package with a wrong pass were installed."""
+    entry = EntryPoint("wrong", "tests.cli.support:WrongPass", "milopt.passes")
+    monkeypatch.setattr("milopt.registry._others", lambda: {"wrong": entry})
+    assert "wrong" in names()
+
+
+@pytest.mark.usefixtures("offered")
+def test_a_wrong_pass_is_found_and_nothing_is_written(package: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out.mlpackage"
+    assert main(["optimize", str(package), "-o", str(out), "--passes", "fuse-sdpa,wrong", "--verify", "each"]) == 0
+    shutil.rmtree(out)  # after the fusion there is no such factor; before it there is
+    capsys.readouterr()
+    assert main(["optimize", str(package), "-o", str(out), "--passes", "wrong,fuse-sdpa", "--verify", "each"]) == 1
+    told = capsys.readouterr()
+    assert told.err.startswith("error: wrong: differs: output ")
+    assert "first value that differs: scaled_0" in told.err
+    assert "Traceback" not in told.err
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- what is refused
+
+
+def test_a_file_that_is_no_package(package: Path, tmp_path: Path, capsys: Capture) -> None:
+    text, empty, out = tmp_path / "text.txt", tmp_path / "empty.mlpackage", tmp_path / "out.mlpackage"
+    text.write_text("hello")
+    empty.mkdir()
+    assert refused(capsys, "optimize", text, "-o", out).startswith(f"{text} is not a package")
+    assert str(empty) in refused(capsys, "optimize", empty, "-o", out)
+    assert str(tmp_path / "absent.mlpackage") in refused(capsys, "optimize", tmp_path / "absent.mlpackage", "-o", out)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["empty.mlpackage", "text.txt"]
+
+
+def test_a_truncated_weight_file(package: Path, tmp_path: Path, capsys: Capture) -> None:
+    broken, out = tmp_path / "broken.mlpackage", tmp_path / "out.mlpackage"
+    shutil.copytree(package, broken)
+    (weights,) = broken.rglob("weight.bin")
+    os.truncate(weights, weights.stat().st_size // 2)
+    before = contents(broken)
+    told = refused(capsys, "optimize", broken, "-o", out)
+    assert "broken.mlpackage" in told
+    assert "weight.bin" in told
+    assert contents(tmp_path) == {f"broken.mlpackage/{name}": digest for name, digest in before.items()}
+
+
+def test_passes_that_are_wrong(package: Path, tmp_path: Path, capsys: Capture) -> None:
+    command = ("optimize", package, "-o", tmp_path / "out.mlpackage", "--passes")
+    unknown = "there is no pass named 'fuse-spda'; did you mean fuse-sdpa?"
+    assert refused(capsys, *command, "fuse-spda") == unknown
+    assert refused(capsys, *command, "palettize{bits=5}").startswith("palettize: bits is one of 1, 2, 3, 4, 6, 8")
+    assert refused(capsys, *command, "palettize{bit=4}").startswith("palettize has no option 'bit'; its options are: ")
+    assert refused(capsys, *command, "palettize{bits=4") == (
+        "can't read 'palettize{bits=4' in pipeline 'palettize{bits=4': expected name{option=value,...},name,..."
+    )
+    assert refused(capsys, *command, "palettize,fuse-sdpa") == "palettize must come after fuse-sdpa"
+    assert refused(capsys, *command, "") == "the pipeline is empty"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arguments_that_are_wrong(package: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert refused(capsys, "optimize", package).startswith("Missing option '--output'")
+    assert refused(capsys, "optimise").startswith("No such command 'optimise'")
+    told = refused(capsys, "optimize", package, "-o", tmp_path / "o.mlpackage", "--verify", "maybe")
+    assert "'maybe' is not one of 'each', 'stage', 'none'" in told
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refusals must come before the model is even read."""
+
+    def load(source: object) -> object:
+        raise AssertionError(f"{source} was read")
+
+    monkeypatch.setattr("milopt.package.load", load)
+
+
+@pytest.mark.usefixtures("no_work")
+def test_places_that_can_not_be_written(package: Path, tmp_path: Path, capsys: Capture) -> None:
+    def told(out: Path, *more: str) -> str:
+        return refused(capsys, "optimize", package, "-o", out, *more)
+
+    file, taken, other = tmp_path / "file", tmp_path / "taken.mlpackage", tmp_path / "other.mlpackage"
+    file.write_text("")
+    shutil.copytree(package, taken)
+    other.mkdir()
+    before = contents(tmp_path)
+    assert told(tmp_path / "absent" / "o.mlpackage").endswith(f"the folder {tmp_path / 'absent'} does not exist")
+    assert told(file / "o.mlpackage").endswith(f"the folder {file} does not exist")
+    assert told(tmp_path / "o.zip").endswith("the output's name must end in .mlpackage")
+    assert told(taken) == f"{taken} exists; give --force to replace it"
+    assert told(other, "--force") == f"{other} is no package; it is not replaced even with --force"
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.usefixtures("no_work")
+def test_a_read_only_folder(package: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir(mode=0o555)
+    out = folder / "o.mlpackage"
+    assert refused(capsys, "optimize", package, "-o", out) == f"{out}: the folder {folder} is read-only"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_folder_that_turns_read_only(
+    package: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("milopt.cli.optimize.check_output", lambda path, force: None)
+    tmp_path.chmod(0o555)
+    try:
+        arguments = ("optimize", package, "-o", tmp_path / "o.mlpackage", "--passes", PASSES, "--verify", "none")
+        assert "Permission denied" in refused(capsys, *arguments)
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def test_a_full_disk(package: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("milopt.package.saving.write_program", full)
+    out = tmp_path / "o.mlpackage"
+    arguments = ("optimize", package, "-o", out, "--passes", PASSES, "--verify", "none")
+    assert refused(capsys, *arguments) == f"can't write {out}: No space left on device"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_force_replaces_a_package(package: Path, stateful: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.mlpackage"
+    shutil.copytree(stateful, out)
+    arguments = ["optimize", package, "-o", out, "--passes", PASSES, "--verify", "none", "--force"]
+    assert main(list(map(str, arguments))) == 0
+    assert "past_key_0" in load(out).function().inputs
+    assert [each.name for each in tmp_path.iterdir()] == ["out.mlpackage"]
+
+
+# --- faults of milopt itself
+
+
+def test_a_fault_is_one_line_or_a_traceback(
+    package: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("milopt.cli.work.census", broken)
+    arguments = ["optimize", str(package), "-o", str(tmp_path / "o.mlpackage")]
+    told = refused(capsys, *arguments, status=70)
+    assert told == "ZeroDivisionError: division by zero; this is a fault of milopt: --debug shows where"
+    with pytest.raises(ZeroDivisionError):
+        main([*arguments, "--debug"])

@@ -1,0 +1,57 @@
+"""Ctrl-C and SIGTERM while a package is written: one line, the status of a signal, and nothing left behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import contents
+
+# The command as it is, but for a writer that says when it has begun, and then takes its time.
+SLOWLY = """
+import sys, time
+import milopt.package.saving as saving
+
+write = saving.write_program
+
+def slow(program, version, carried, weights):
+    made = write(program, version, carried, weights)
+    (weights / "begun").write_text("half of a package")
+    print("writing", flush=True)
+    time.sleep(60)
+    return made
+
+saving.write_program = slow
+from milopt.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_a_signal_while_saving(number: signal.Signals, word: str, package: Path, tmp_path: Path) -> None:
+    before = contents(package)
+    out = tmp_path / "out.mlpackage"
+    command = ["optimize", str(package), "-o", str(out), "--passes", "canonicalize", "--verify", "none"]
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOWLY, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        (half,) = tmp_path.iterdir()
+        assert half.name.startswith(".out.mlpackage.")
+        process.send_signal(number)
+        output, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert (output, error) == ("", f"{word}\n")
+    assert list(tmp_path.iterdir()) == []
+    assert contents(package) == before
