@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from milopt.errors import MiloptError
-from milopt.mil import Operation, Program, operations
+from milopt.mil import Operation, Program, constant, digest, operations
 from milopt.package import Model
 from milopt.package.carried import Carried
 
@@ -69,9 +68,10 @@ def share_weights(program: Program) -> int:
             array = _weight(op)
             if array is None:
                 continue
-            digest = hashlib.blake2b(np.ascontiguousarray(array).view(np.uint8), digest_size=32).digest()
             # PyMIL tells its sub-byte types, which fill whole bytes in numpy, by the dtype's metadata
-            first = known.setdefault((array.dtype.str, str(array.dtype.metadata), array.shape, digest), array)
+            first = known.setdefault(
+                (array.dtype.str, str(array.dtype.metadata), array.shape, digest(array, 32)), array
+            )
             if first is not array:
                 saved += 0 if np.shares_memory(first, array) else array.nbytes
                 _set_value(op, first)
@@ -80,15 +80,15 @@ def share_weights(program: Program) -> int:
 
 def _weight(op: Operation) -> np.ndarray[Any, Any] | None:
     """The array of a constant that is worth sharing."""
-    if op.op_type != "const" or not isinstance(op.outputs[0].val, np.ndarray):
-        return None
-    array: np.ndarray[Any, Any] = op.outputs[0].val
-    return array if array.nbytes >= _WORTH_SHARING else None
+    value = constant(op.outputs[0]) if op.op_type == "const" else None
+    array: Any = value if isinstance(value, np.ndarray) else None
+    return array if array is not None and array.nbytes >= _WORTH_SHARING else None
 
 
 def _set_value(op: Operation, array: np.ndarray[Any, Any]) -> None:
     # PyMIL holds a constant's value twice: as the op's input and as its output's inferred value.
-    for var in (op.val, op.outputs[0]):
+    variables: tuple[Any, ...] = (op.val, op.outputs[0])
+    for var in variables:
         var._sym_val.val = array
 
 

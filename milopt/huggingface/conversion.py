@@ -28,14 +28,16 @@ def convert(
 ) -> Model:
     """A transformers model, a directory or a ``.gguf`` file -> a :class:`~milopt.package.Model` for iOS 18.
 
-    Every query length ``Q`` becomes a function (see :func:`~milopt.huggingface.interface.function_names`; the shortest is
-    the default) with inputs ``input_ids`` and ``position_ids`` int32 (1, Q), ``causal_mask`` (1, 1, Q, context) and per
-    layer ``past_key_i``, ``past_value_i`` (1, Hkv, context - Q, D); and outputs ``logits`` (1, Q, V), ``present_key_i``,
-    ``present_value_i`` (1, Hkv, context, D). Floats are of ``dtype``. The mask's columns are [past | new].
+    Every query length ``Q`` becomes a function (see :func:`~milopt.huggingface.interface.function_names`; the shortest
+    is the default) with inputs ``input_ids`` and ``position_ids`` int32 (1, Q), ``causal_mask`` (1, 1, Q, context) and
+    per layer ``past_key_i``, ``past_value_i`` (1, Hkv, context - Q, D); and outputs ``logits`` (1, Q, V),
+    ``present_key_i``, ``present_value_i`` (1, Hkv, context, D). Floats are of ``dtype``. The mask's columns are
+    [past | new].
 
     The functions share their weights. The tokenizer, where there is one, travels as attachments that
     :class:`~milopt.huggingface.tokenizer.Tokenizer` reads. Nothing is downloaded, and a model given in memory is as
-    before afterwards. In ``float16`` the program still needs milopt's ``fp16-safe-norm``. ``progress`` is told every step.
+    before afterwards. In ``float16`` the program still needs milopt's ``fp16-safe-norm``. ``progress`` is told every
+    step.
 
     :class:`~milopt.huggingface.errors.ConversionError` when the model is absent, damaged or unsupported, or the
     options don't fit it; its :class:`~milopt.huggingface.errors.SelfCheckError` when a trace computes something else

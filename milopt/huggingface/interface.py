@@ -1,8 +1,8 @@
-"""The signature of a converted decoder: token ids, positions, a mask and the past go in, logits and the present come out.
+"""The signature of a converted decoder: tokens, positions, a mask and the past go in, logits and the present come out.
 
-One function serves one query length ``Q``; its past holds ``P = context - Q`` slots, so that ``[past | new]`` always has
-``context`` columns. A caller keeps its tokens at the right end: the past of the next step, whatever its query length, is
-the last ``P`` columns of the present of this one.
+One function serves one query length ``Q``; its past holds ``P = context - Q`` slots, so that ``[past | new]`` always
+has ``context`` columns. A caller keeps its tokens at the right end: the past of the next step, whatever its query
+length, is the last ``P`` columns of the present of this one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ format, scores of a trained model stay far below 1e4, and twice this value is st
 
 @dataclass(frozen=True)
 class Interface:
-    """Shapes of one function: ``context`` columns of which ``query_length`` are new, for ``layers`` attention layers."""
+    """Shapes of one function: ``context`` columns of which ``query_length`` are new, for each of ``layers`` layers."""
 
     context: int
     query_length: int

@@ -24,8 +24,8 @@ _RELATIVE = 1e-4
 class Sample:
     """One prompt: what the wrapper is fed with, and what the unmodified model says to the whole prompt.
 
-    ``feeds`` follow ``Interface.inputs``; ``expected`` are the logits (1, Q, V) of the last Q tokens and, per layer, the
-    keys and values (1, Hkv, past + Q, D) of the whole prompt.
+    ``feeds`` follow ``Interface.inputs``; ``expected`` are the logits (1, Q, V) of the last Q tokens and, per layer,
+    the keys and values (1, Hkv, past + Q, D) of the whole prompt.
     """
 
     feeds: tuple[torch.Tensor, ...]
@@ -53,7 +53,7 @@ class Sample:
             feeds=(
                 tokens[:, seen:].to(torch.int32),
                 torch.arange(seen, seen + query_length, dtype=torch.int32)[None],
-                torch.from_numpy(causal_mask(context, query_length, past=seen)),
+                torch.as_tensor(causal_mask(context, query_length, past=seen)),
                 *(_padded(tensor, interface, generator) for tensor in _cached(prefix)),
             ),
             expected=(whole.logits[:, seen:], *_cached(whole)),
@@ -93,7 +93,8 @@ def require_same(what: str, sample: Sample, got: Sequence[torch.Tensor]) -> floa
     if not differences[worst] <= _RELATIVE:
         raise SelfCheckError(
             f"{what} does not compute what the unmodified model computes: {worst} differs by {differences[worst]:.3g} "
-            f"of its largest value (at most {_RELATIVE:g} is rounding); torch or transformers may be too new for milopt",
+            f"of its largest value (at most {_RELATIVE:g} is rounding); "
+            "torch or transformers may be too new for milopt",
             differences[worst],
         )
     return differences[worst]

@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from milopt.huggingface.errors import ConversionError
 from milopt.huggingface.extras import extra
-from milopt.huggingface.quiet import transformers_quiet
+from milopt.huggingface.quiet import gguf_read_once, transformers_quiet
 
 __all__ = ["ModelSource", "Progress", "Source", "open_source"]
 
@@ -42,19 +42,21 @@ def open_source(
     """Load what ``model_or_dir`` names, after checking that milopt can convert it for ``context`` columns.
 
     A path is a directory with ``config.json`` and safetensors, a directory with one ``.gguf``, or a ``.gguf`` file.
-    A given ``tokenizer`` is used instead of the directory's. :class:`ConversionError` when something is missing, damaged
-    or unsupported; a checkpoint that does not fill the model, or holds more than it, counts as damaged.
+    A given ``tokenizer`` is used instead of the directory's. :class:`ConversionError` when something is missing,
+    damaged or unsupported; a checkpoint that does not fill the model, or holds more than it, counts as damaged.
     """
     if not isinstance(model_or_dir, (str, os.PathLike)):
         return _in_memory(model_or_dir, context, tokenizer)
-    path = Path(model_or_dir).expanduser()
+    path = Path(cast("str | os.PathLike[str]", model_or_dir)).expanduser()
     if not path.exists():
         raise ConversionError(f"{path}: no such file or directory (milopt reads models from disk and downloads none)")
     gguf = _gguf_file(path)
     if progress is not None:
         progress(f"load {(gguf or path.resolve()).name}")
     if gguf is not None:
-        return _from_gguf(gguf, context, tokenizer)
+        extra("gguf", error=ConversionError)
+        with gguf_read_once():
+            return _from_gguf(gguf, context, tokenizer)
     return _from_safetensors(path, context, tokenizer)
 
 
@@ -93,7 +95,7 @@ def _from_gguf(file: Path, context: int, tokenizer: Any | None) -> Source:
     options = {"gguf_file": file.name}
     config = _load("AutoConfig", file.parent, options)
     _require_supported(config, _ARCHITECTURE, context)
-    model = _load_model(file.parent, options)
+    model = _load_model(file.parent, {**options, "config": config})
     tokenizer = tokenizer or _load("AutoTokenizer", file.parent, options)
     return Source(model, tokenizer, file.stem, type(model).__name__)
 
@@ -101,7 +103,8 @@ def _from_gguf(file: Path, context: int, tokenizer: Any | None) -> Source:
 def _gguf_architecture(file: Path) -> str:
     gguf = extra("gguf", error=ConversionError)
     try:
-        return str(gguf.GGUFReader(file).fields["general.architecture"].contents())
+        # named as transformers names it, so that both share one reader
+        return str(gguf.GGUFReader(str(file)).fields["general.architecture"].contents())
     except Exception as problem:  # GGUFReader meets a damaged file with whatever numpy or struct raise
         raise ConversionError(f"{file}: not a readable GGUF file: {_first_line(problem)}") from problem
 
@@ -129,7 +132,8 @@ def _require_supported(config: Any, architecture: str, context: int) -> None:
         raise ConversionError(
             f"{architecture} is not supported: only {_ARCHITECTURE} is so far, other families come later"
         )
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    scaling: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    rope: str = scaling.get("rope_type", "default")
     if rope not in _STATIC_ROPE:
         raise ConversionError(
             f"RoPE of type {rope!r} is not supported: only {', '.join(sorted(_STATIC_ROPE))} are so far"

@@ -8,13 +8,14 @@ that end an answer, the generation settings' first.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from milopt.huggingface.chat import render
 from milopt.huggingface.errors import TokenizerError
 from milopt.huggingface.extras import extra
 from milopt.huggingface.streaming import TextStream
+from milopt.mil import flat
 from milopt.package import Model
 
 __all__ = ["TOKENIZER", "TOKENIZER_CONFIG", "Tokenizer", "attach_tokenizer"]
@@ -102,14 +103,15 @@ class Tokenizer:
 
 
 def _checked(config: Any) -> Mapping[str, Any]:
-    ids = config.get("eos_token_id", []) if isinstance(config, dict) else None
-    if not isinstance(ids, list) or not all(isinstance(each, int) for each in cast("list[Any]", ids)):
+    mapping = cast("dict[str, Any]", config if isinstance(config, dict) else {"eos_token_id": None})
+    ids: Any = mapping.get("eos_token_id", [])
+    if not isinstance(ids, list) or not all(isinstance(each, int) for each in flat(ids)):
         raise TokenizerError(f"{TOKENIZER_CONFIG} is not a mapping whose eos_token_id is a list of ids")
-    return cast("Mapping[str, Any]", config)
+    return mapping
 
 
 def attach_tokenizer(model: Model, tokenizer: Any, source: Any) -> None:
-    """Put a transformers ``tokenizer`` into ``model``; ``source``, the transformers model, knows what ends an answer."""
+    """Put a transformers ``tokenizer`` into ``model``; the transformers model ``source`` knows what ends an answer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise TokenizerError(f"a {type(tokenizer).__name__} has no form that the tokenizers library reads")
@@ -129,11 +131,10 @@ def _answer_ends(tokenizer: Any, source: Any) -> list[int]:
     settings = getattr(source, "generation_config", None)
     found: list[int] = []
     for ids in (getattr(settings, "eos_token_id", None), source.config.eos_token_id, tokenizer.eos_token_id):
-        several: Iterable[int] = ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids]
-        found.extend(int(each) for each in several if each not in found)
+        found.extend(int(each) for each in flat([] if ids is None else ids) if each not in found)
     return found
 
 
 def _default_template(template: Any) -> str | None:
     """Tokenizers with templates for several uses name them; ``default`` is for chats."""
-    return template.get("default") if isinstance(template, dict) else template
+    return cast("dict[str, str]", template).get("default") if isinstance(template, dict) else template

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import itertools
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,7 @@ def trace(model: Any, *, context: int, query_length: int) -> Traced:
     from milopt.huggingface.selfcheck import Sample, require_same
     from milopt.huggingface.wrapper import PastPresent
 
+    jit: Any = torch.jit
     model = in_float32(model)
     with torch.no_grad(), tracing_quietly(), _evaluating(model):
         interface, sample = Sample.measure(model, context, query_length)
@@ -47,7 +49,7 @@ def trace(model: Any, *, context: int, query_length: int) -> Traced:
             wrapper = PastPresent(model).eval()
             require_same("milopt's wrapper of the model", sample, wrapper(*sample.feeds))
             # milopt compares the trace itself, on other inputs than it was made with
-            module = torch.jit.trace(wrapper, sample.other_feeds(), check_trace=False)  # type: ignore[no-untyped-call]
+            module: Any = jit.trace(wrapper, sample.other_feeds(), check_trace=False)
         difference = require_same("torch's trace of the model", sample, module(*sample.feeds))
     return Traced(module, interface, difference)
 
@@ -58,7 +60,7 @@ def require_lengths(context: int, query_lengths: tuple[int, ...]) -> None:
         raise ConversionError(
             f"query lengths {list(query_lengths)}: at least one is needed, and each must be 1 or more"
         )
-    if any(b <= a for a, b in zip(query_lengths, query_lengths[1:], strict=False)):
+    if any(b <= a for a, b in itertools.pairwise(query_lengths)):
         raise ConversionError(f"query lengths {list(query_lengths)} must be ascending, without repetition")
     if query_lengths[-1] >= context:
         raise ConversionError(f"query length {query_lengths[-1]} leaves no past in a context of {context}")
@@ -73,7 +75,7 @@ def in_float32(model: Any) -> Any:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def _evaluating(model: Any) -> Generator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -84,7 +86,7 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _eager_attention(model: Any) -> Iterator[None]:
+def _eager_attention(model: Any) -> Generator[None]:
     """Attention as matmul, softmax, matmul: one op sequence for every query length (sdpa makes another one at 1)."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")

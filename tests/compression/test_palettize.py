@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from milopt.clustering import palettize
 from milopt.errors import PassError
 from milopt.interpreter import evaluate
+from milopt.metrics import Lossy
 from milopt.mil import Program, constant, mb, operations, target, types, weight_key
 from milopt.package import load
 from milopt.passes.compression import Palettize
 from milopt.passes.palettes import nearest_divisor, pack
 from milopt.pipeline import Pipeline
 from milopt.text import text
+from milopt.verify import compare
 
 from .support import (
     conv_program,
@@ -79,6 +81,26 @@ def test_the_report_tells_the_error_that_was_made() -> None:
     made = snr(weight, decoded_by_coremltools(op))
     assert f"SNR of the weights {made:.1f} dB, the lowest {made:.1f} dB (w)" in report.notes
     assert "6,400 numbers in 1 weights: 12,800 -> 3,328 bytes" in report.notes  # 6400/2 + 4 tables of 16 fp16 values
+
+
+def test_the_metric_follows_from_the_error() -> None:
+    bounds = [palettized(linear_program(weights((64, 100))), bits=bits)[1].metric for bits in (1, 4, 6)]
+    assert bounds[0] == Lossy(min_snr_db=3.0)
+    assert isinstance(bounds[2], Lossy)
+    assert 8 < bounds[2].min_snr_db < 18  # 6 bits keep 28-38 dB of normal weights
+    few = np.random.default_rng(0).choice(np.array([-1, 0, 1], np.float16), (64, 100))
+    lossless = palettized(linear_program(few), bits=4)[1].metric
+    assert lossless == Lossy(min_snr_db=30.0)  # nothing is lost but by fp16 itself
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+def test_a_palettized_program_passes_its_own_metric_and_a_wrong_one_does_not(bits: int) -> None:
+    weight = weights((64, 128))
+    model, report = palettized(linear_program(weight), bits=bits)
+    assert report.metric is not None
+    assert compare(linear_program(weight), model, metric=report.metric)
+    shuffled, _ = palettized(linear_program(np.roll(weight, 1, axis=1)), bits=bits)
+    assert not compare(linear_program(weight), shuffled, metric=report.metric)
 
 
 def test_evaluation_is_that_of_the_decoded_weights() -> None:

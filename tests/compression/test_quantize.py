@@ -193,9 +193,19 @@ def test_before_or_after_linear_to_conv_gives_the_same_numbers(passes: str) -> N
 
 
 def test_a_pipeline_compares_it() -> None:
-    report = Pipeline.parse("quantize").run(load(linear_program(weights((48, 64)))), verify="each")
-    (verdict,) = report.verdicts
-    assert "8 dB" in str(verdict)
+    for spec, bound in (("quantize", "at least 0.5 dB"), ("quantize{dtype=int8}", "at least 20 dB")):
+        report = Pipeline.parse(spec).run(load(linear_program(weights((48, 64)))), verify="each")
+        (verdict,) = report.verdicts
+        assert bound in str(verdict)
+
+
+def test_no_block_has_less_than_its_steps_allow() -> None:
+    """One number of 7 steps, 31 half-way between two: the worst there is, 10·log10(49 / (31/4)) = 8.0 dB."""
+    row = np.full((1, 32), 0.5, np.float16)
+    row[0, 0] = 7
+    data, scale = quantize(row, (1, 1), 4)
+    changed = row.astype(float) - data * scale.astype(float)
+    assert 10 * np.log10(49 / np.sum(changed**2)) == pytest.approx(8.01, abs=0.01)  # two decimals were written above
 
 
 # --- what is left alone

@@ -1,0 +1,121 @@
+"""The self-check of a trace, and what is as before after a conversion, also one that failed."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import torch
+
+from milopt.huggingface import SelfCheckError, convert, trace, wrapper
+from milopt.huggingface.quiet import coremltools_repaired, gguf_read_once, tracing_quietly, transformers_quiet
+from tests.huggingface.support import CONTEXT, library, llama
+
+_PATCHED = [
+    ("coremltools.converters.mil.frontend.torch.ops", "_cast"),
+    ("coremltools.converters.mil.frontend.torch.ops", "_tqdm"),
+    ("coremltools.converters.mil.mil.passes.pass_pipeline", "tqdm"),
+    ("transformers.modeling_gguf_pytorch_utils", "tqdm"),
+    ("gguf", "GGUFReader"),
+    ("gguf", "get_tensor_name_map"),
+]
+
+
+def _globals() -> list[object]:
+    library("gguf")
+    logs, hub = library("transformers.utils.logging"), library("huggingface_hub.utils")
+    return [
+        *(getattr(importlib.import_module(module), name) for module, name in _PATCHED),
+        list(logging.getLogger("coremltools").filters),
+        list(warnings.filters),
+        logs.get_verbosity(),
+        logs.is_progress_bar_enabled(),
+        hub.are_progress_bars_disabled(),
+    ]
+
+
+@pytest.mark.parametrize("change", [coremltools_repaired, tracing_quietly, transformers_quiet, gguf_read_once])
+def test_everything_patched_is_put_back_after_an_exception(change: Callable[[], AbstractContextManager[None]]) -> None:
+    before = _globals()
+    with pytest.raises(KeyError), change():
+        assert _globals() != before
+        raise KeyError
+    assert _globals() == before
+
+
+def test_a_conversion_that_fails_inside_coremltools_puts_everything_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    ops: Any = importlib.import_module("coremltools.converters.mil.frontend.torch.ops")
+    before, original, held = _globals(), ops._cast, list[bool]()
+
+    def fail(*_: object, **__: object) -> None:
+        held.append(ops._cast is not original)
+        raise RuntimeError("no converter")
+
+    monkeypatch.setattr("coremltools.convert", fail)
+    with pytest.raises(RuntimeError, match="no converter"):
+        convert(llama(), context=CONTEXT, query_lengths=(2,))
+    assert held == [True]
+    assert _globals() == before
+
+
+def test_the_model_given_is_as_before() -> None:
+    model = llama().train()
+    model.set_attn_implementation("sdpa")
+    model.model.layers[1].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    training = [module.training for module in model.modules()]
+    traced = trace(model, context=CONTEXT, query_length=2)
+    assert traced.difference < 1e-5  # float32 sums in another order: 4e-7 of the largest value was seen
+    assert model.config._attn_implementation == "sdpa"
+    assert [module.training for module in model.modules()] == training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_half_precision_model_is_traced_as_a_copy() -> None:
+    model = llama().half()
+    trace(model, context=CONTEXT, query_length=1)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
+
+
+def test_a_wrapper_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward: Any = wrapper.PastPresent.forward
+
+    def shifted(self: Any, input_ids: Any, position_ids: Any, causal_mask: Any, *past: Any) -> Any:
+        return forward(self, input_ids, position_ids + torch.arange(2), causal_mask, *past)
+
+    monkeypatch.setattr(wrapper.PastPresent, "forward", shifted)
+    model = llama().train()
+    before = model.config._attn_implementation
+    with pytest.raises(SelfCheckError, match="milopt's wrapper of the model does not compute") as caught:
+        trace(model, context=CONTEXT, query_length=2)
+    assert caught.value.difference > 1e-3
+    assert "\n" not in str(caught.value)
+    assert model.config._attn_implementation == before
+    assert model.training
+
+
+def test_a_trace_that_froze_its_inputs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward: Any = wrapper.PastPresent.forward
+
+    def frozen(self: Any, input_ids: Any, position_ids: Any, *rest: Any) -> Any:
+        return forward(self, torch.tensor(input_ids.tolist()), position_ids, *rest)
+
+    monkeypatch.setattr(wrapper.PastPresent, "forward", frozen)
+    with pytest.raises(SelfCheckError, match="torch's trace of the model does not compute"):
+        trace(llama(), context=CONTEXT, query_length=2)
+
+
+def test_nothing_is_printed_or_warned(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        convert(llama(num_hidden_layers=1), context=8, query_lengths=(2,))
+    assert capfd.readouterr() == ("", "")
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+    # Python tells of temporary folders that coremltools leaves to the garbage collector, to those who ask for it
+    assert [str(each.message) for each in caught if not issubclass(each.category, ResourceWarning)] == []

@@ -1,0 +1,133 @@
+"""From a transformers folder to a model: signature, numbers, sharing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from milopt.huggingface import causal_mask, convert
+from milopt.interpreter import compile
+from milopt.mil import constant, dtype_name, operations, shape_of
+from milopt.package import Model
+from tests.huggingface.support import CONTEXT, HEAD_DIM, KV_HEADS, LAYERS, LENGTHS, VOCABULARY, llama
+
+Array = np.ndarray[Any, Any]
+PAST = [f"past_{kind}_{layer}" for layer in range(LAYERS) for kind in ("key", "value")]
+
+
+def test_functions_are_named_by_their_use_and_the_shortest_is_the_default(converted: Model) -> None:
+    assert list(converted.functions) == ["decode", "prefill"]
+    assert converted.default_function == "decode"
+    assert converted.program.default_function_name == "decode"
+    assert converted.metadata["milopt.context"] == str(CONTEXT)
+    assert converted.metadata["milopt.query_lengths"] == "1,8"
+    assert converted.metadata["milopt.source"] == "tiny"
+
+
+@pytest.mark.parametrize(("name", "length"), [("decode", 1), ("prefill", 8)])
+def test_inputs_and_outputs(converted: Model, name: str, length: int) -> None:
+    function = converted.function(name)
+    past, present = (1, KV_HEADS, CONTEXT - length, HEAD_DIM), (1, KV_HEADS, CONTEXT, HEAD_DIM)
+    assert {key: (dtype_name(var), shape_of(var)) for key, var in function.inputs.items()} == {
+        "input_ids": ("int32", (1, length)),
+        "position_ids": ("int32", (1, length)),
+        "causal_mask": ("fp16", (1, 1, length, CONTEXT)),
+        **dict.fromkeys(PAST, ("fp16", past)),
+    }
+    assert {var.name: (dtype_name(var), shape_of(var)) for var in function.outputs} == {
+        "logits": ("fp16", (1, length, VOCABULARY)),
+        **{each.replace("past", "present"): ("fp16", present) for each in PAST},
+    }
+    assert "[past | new]" in converted.text_of(name, "causal_mask")
+
+
+def test_numbers_are_torchs_also_behind_a_past_the_program_made(converted: Model) -> None:
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, 18)
+    plans = {length: compile(converted, name, precision="float64") for name, length in _lengths()}
+    logits: list[Array] = []
+    cache = dict.fromkeys(PAST, np.random.default_rng(2).standard_normal((1, KV_HEADS, CONTEXT, HEAD_DIM)))
+    position = 0
+    for length in (8, 8, 1, 1):
+        feeds = {
+            "input_ids": tokens[None, position : position + length].astype(np.int32),
+            "position_ids": np.arange(position, position + length, dtype=np.int32)[None],
+            "causal_mask": causal_mask(CONTEXT, length, past=position).astype(np.float64),
+            **{name: value[:, :, length:] for name, value in cache.items()},
+        }
+        outputs = {name: value.numpy() for name, value in plans[length].run(feeds).items()}
+        logits.append(outputs["logits"][0])
+        cache = {name: outputs[name.replace("past", "present")] for name in PAST}
+        position += length
+
+    # fp16 halves of torch's weights, so that only the constants' rounding differs: eps is 1.0014e-5 in fp16, 1e-5 in
+    # torch, which shows as 3e-5; a mask or a position off by one shows as more than 0.1.
+    np.testing.assert_allclose(np.concatenate(logits), _torch_logits(tokens), rtol=0, atol=2e-4)
+
+
+def _lengths() -> list[tuple[str, int]]:
+    return list(zip(("decode", "prefill"), LENGTHS, strict=True))
+
+
+def _torch_logits(tokens: Array) -> Array:
+    """Logits (tokens, V) of the model with its weights rounded to fp16, computed in float64."""
+    model = llama()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half())
+        return model.double()(input_ids=torch.as_tensor(tokens)[None]).logits[0].numpy()
+
+
+def test_weights_are_one_array_in_both_functions(converted: Model) -> None:
+    decode, prefill = (_weights(converted, name) for name in ("decode", "prefill"))
+    # embedding, lm_head, final norm; per layer 4 projections, 3 of the MLP, 2 norms
+    assert len(decode) >= 3 + 9 * LAYERS
+    assert set(decode) == set(prefill)
+
+
+def _weights(model: Model, name: str) -> dict[int, str]:
+    """Identity of a large constant's array -> name."""
+    found: dict[int, str] = {}
+    for op in operations(model.function(name)):
+        value = constant(op.outputs[0]) if op.op_type == "const" else None
+        if isinstance(value, np.ndarray) and int(value.nbytes) >= 64 and value.dtype == np.float16:
+            found[id(value)] = op.name
+    return found
+
+
+def test_progress_tells_every_step(converted: Model, steps: list[str]) -> None:
+    assert len(converted.functions) == 2
+    assert [step.split(" (")[0] for step in steps] == [
+        "load tiny",
+        "trace and check decode",
+        "convert decode",
+        "trace and check prefill",
+        "convert prefill",
+        "share the weights",
+    ]
+
+
+def test_trained_weights_convert(shared: Path) -> None:
+    source = shared / "models/stories260K/hf"
+    if not source.is_dir():
+        pytest.skip("../shared/models/stories260K/hf is absent")
+    model = convert(source, context=CONTEXT, query_lengths=(8,), dtype="float32")
+    tokens = np.array([1, 403, 407, 261, 378, 432, 384, 291])
+    interface = {name: shape_of(var) for name, var in model.function().inputs.items()}
+    feeds: dict[str, Array] = {name: np.zeros(shape, np.float32) for name, shape in interface.items()}
+    feeds |= {
+        "input_ids": tokens[None].astype(np.int32),
+        "position_ids": np.arange(8, dtype=np.int32)[None],
+        "causal_mask": causal_mask(CONTEXT, 8, past=0),
+    }
+    got = compile(model, precision="float64").run(feeds)["logits"][0].numpy()
+
+    from milopt.huggingface.sources import open_source
+
+    with torch.no_grad():
+        wanted = open_source(source, context=CONTEXT).model.double()(input_ids=torch.as_tensor(tokens)[None]).logits[0]
+    # nothing is rounded but the rotary frequencies' float32 angles, 1e-7 of logits up to 20
+    np.testing.assert_allclose(got, wanted.numpy(), rtol=0, atol=1e-4)
