@@ -12,6 +12,7 @@ import argparse
 import importlib
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -119,7 +120,7 @@ def main() -> None:
     for bits in (4, 6):
         for group in (0, GROUP):
             rows = weight.reshape(len(weight) // group if group else 1, -1)
-            own = seconds(lambda rows=rows, bits=bits: palettize(rows, bits))
+            own = seconds(partial(palettize, rows, bits))
             theirs = coremltools_seconds(weight, bits, group)
             lines.append(f"| {bits} | {len(rows)} | {own:.2f} | {theirs:.2f} |")
             print(lines[-1], flush=True)

@@ -59,14 +59,14 @@ class TorchFeeder:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.tokens: list[int] = []
+        self.cache: Any = None
 
     def feed(self, tokens: Any) -> Any:
-        torch = importlib.import_module("torch")
-        self.tokens += tokens
+        torch: Any = importlib.import_module("torch")
         with torch.inference_mode():
-            logits = self.model(torch.tensor([self.tokens])).logits[0, -len(tokens) :]
-        return logits.numpy()
+            result = self.model(torch.tensor([list(tokens)]), past_key_values=self.cache, use_cache=True)
+        self.cache = result.past_key_values
+        return result.logits[0].numpy()
 
 
 def fp16_model(source: Source) -> Model:

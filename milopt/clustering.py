@@ -64,7 +64,7 @@ def palettize(rows: Array, bits: int) -> Palette:
     step = max(1, _AT_ONCE // length)
     for start in range(0, groups, step):
         part = slice(start, min(start + step, groups))
-        lut[part] = _tables(rows[part], entries, alone=groups == 1)
+        lut[part] = _tables(rows[part], entries, alone=groups == 1) + 0.0  # -0 -> 0
         for row in range(part.start, part.stop):
             indices[row] = _nearest(lut[row], rows[row])
             weights = rows[row].astype(np.float64)
@@ -101,8 +101,6 @@ def _table(values: Array, counts: Array, entries: int) -> Array:
 def _histogram(row: Array) -> tuple[Array, Array]:
     """The distinct values of fp16 weights, ascending, and how often each occurs; no sorting of weights."""
     counts = np.bincount(row.view(np.uint16), minlength=1 << 16)
-    counts[0] += counts[1 << 15]  # -0 is 0
-    counts[1 << 15] = 0
     (present,) = np.nonzero(counts)
     patterns: Array = present.astype(np.uint16)
     values = patterns.view(np.float16)

@@ -80,9 +80,9 @@ def share_weights(program: Program) -> int:
 
 def _weight(op: Operation) -> np.ndarray[Any, Any] | None:
     """The array of a constant that is worth sharing."""
-    value = constant(op.outputs[0]) if op.op_type == "const" else None
-    array: Any = value if isinstance(value, np.ndarray) else None
-    return array if array is not None and array.nbytes >= _WORTH_SHARING else None
+    value: Any = constant(op.outputs[0]) if op.op_type == "const" else None
+    array: Any = value if hasattr(value, "nbytes") else np.empty(0)
+    return array if array.ndim and array.nbytes >= _WORTH_SHARING else None
 
 
 def _set_value(op: Operation, array: np.ndarray[Any, Any]) -> None:

@@ -18,6 +18,8 @@ _STEP = re.compile(r"\s*(?P<name>[A-Za-z][\w:.-]*)\s*(?:\{(?P<options>[^{}]*)\})
 
 def split_spec(text: str) -> Iterator[tuple[str, dict[str, str]]]:
     """``(pass name, options as text)`` for each step of a pipeline's text."""
+    if not text.strip():
+        raise PassError("the pipeline is empty")
     at = 0
     while at < len(text):
         step = _STEP.match(text, at)
@@ -27,8 +29,6 @@ def split_spec(text: str) -> Iterator[tuple[str, dict[str, str]]]:
             )
         at = step.end()
         yield step["name"], dict(_options(step["name"], step["options"] or ""))
-    if not text.strip():
-        raise PassError("the pipeline is empty")
 
 
 def _options(name: str, text: str) -> Iterator[tuple[str, str]]:
@@ -74,7 +74,7 @@ def _value(name: str, key: str, hint: Any, text: str) -> Any:
     except (ValueError, SyntaxError):
         value = None
     if not isinstance(value, origin or hint):
-        raise PassError(f"{name}: {key} is a {getattr(hint, '__name__', hint)}, not {text!r}")
+        raise PassError(f"{name}: {key} is of type {getattr(hint, '__name__', hint)}, not {text!r}")
     return value
 
 

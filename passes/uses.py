@@ -69,9 +69,7 @@ def find_weights(model: Model) -> list[Weight]:
         for op in operations(function):
             array: Array = constant(op.outputs[0]) if op.op_type == "const" else None
             if getattr(array, "dtype", None) in (np.float16, np.float32) and array.ndim:
-                # a transposed view has the same bytes in another order
-                key = weight_key(array) if array.flags.c_contiguous else (weight_key(array), array.shape, array.strides)
-                found.setdefault(key, Weight(array)).places.append(Place(name, op))
+                found.setdefault(weight_key(array), Weight(array)).places.append(Place(name, op))
     return [each for each in found.values() if any((op.op_type, name) in CHANNEL_AXES for _, name, op in each.users())]
 
 

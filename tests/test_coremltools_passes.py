@@ -26,15 +26,17 @@ class Attention(torch.nn.Module):
         self.inner = torch.nn.Linear(32, 96)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.inner(x).view(1, 6, 3, 4, 8).permute(2, 0, 3, 1, 4)
+        q, k, v = self.inner(x).view(1, 6, 3, 4, 8).permute(2, 0, 3, 1, 4).unbind(0)
         weights = torch.softmax(q @ k.transpose(-1, -2) * 0.5, dim=-1)  # not 1/sqrt(8)
-        return (weights @ v).transpose(1, 2).reshape(1, 6, 32)
+        mixed: torch.Tensor = weights @ v
+        return mixed.transpose(1, 2).reshape(1, 6, 32)
 
 
 @pytest.fixture(scope="module")
 def traced() -> Any:
-    torch.manual_seed(0)
-    return torch.jit.trace(Attention().eval(), torch.zeros(1, 6, 32))
+    untyped: Any = torch
+    untyped.manual_seed(0)
+    return untyped.jit.trace(Attention().eval(), torch.zeros(1, 6, 32))
 
 
 def converted(traced: Any, pipeline: Any) -> Program:
@@ -75,7 +77,7 @@ def test_a_pipeline_of_milopt(traced: Any) -> None:
     x = np.random.default_rng(0).standard_normal((1, 6, 32)).astype(np.float32)
     got = milopt.evaluate(converted(traced, milopt.coremltools_pipeline("fuse-sdpa,linear-to-conv")), {"x": x})["y"]
     # 1e-5: both in fp32 (1e-7), sums of 32 products
-    np.testing.assert_allclose(got, traced(torch.from_numpy(x)).detach().numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got, traced(torch.tensor(x)).detach().numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_options_are_those_of_the_text() -> None:

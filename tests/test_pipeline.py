@@ -38,7 +38,7 @@ def test_text() -> None:
 
 
 def test_order_is_checked_when_it_is_built() -> None:
-    with pytest.raises(PassError, match="^palettize must come after fuse-sdpa$"):
+    with pytest.raises(PassError, match=r"^palettize must come after fuse-sdpa$"):
         Pipeline.parse("palettize,fuse-sdpa")
     Pipeline.parse("palettize")  # alone, there is nothing to come after
     Pipeline.parse("canonicalize,fuse-sdpa,canonicalize,palettize")
@@ -83,7 +83,8 @@ def test_a_wrong_pass_is_told_with_its_name(verify: str, model: Model) -> None:
     with pytest.raises(VerificationError, match="wrong") as error:
         Pipeline((WrongPass(), *Pipeline.parse("fuse-sdpa").passes)).run(model, verify=verify)
     assert not error.value.verdict
-    assert "first value that differs: scaled_0" in str(error.value)
+    # the fusion, judged together with it, leaves no trace of the scaled scores
+    assert ("first value that differs: scaled_0" in str(error.value)) == (verify == "each")
 
 
 def test_without_verification_nobody_notices(model: Model) -> None:

@@ -58,7 +58,11 @@ def test_an_unknown_name() -> None:
 
 
 def test_import_milopt_is_light() -> None:
-    code = "import sys, milopt; heavy = {'torch', 'coremltools', 'transformers', 'numpy'} & set(sys.modules); assert not heavy, heavy"
+    code = (
+        "import sys, milopt\n"
+        "heavy = {'torch', 'coremltools', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
     assert run(code) == (0, "")
 
 

@@ -25,7 +25,11 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     def offer(*points: tuple[str, str]) -> None:
         found = [EntryPoint(name, value, "milopt.passes") for name, value in points]
-        monkeypatch.setattr(_registry, "entry_points", lambda group: [each for each in found if each.group == group])
+
+        def entry_points(*, group: str) -> list[EntryPoint]:
+            return [each for each in found if each.group == group]
+
+        monkeypatch.setattr(_registry, "entry_points", entry_points)
         _registry._others.cache_clear()
 
     yield offer

@@ -53,18 +53,18 @@ def test_every_pass_prints_as_text_that_parses_back(each: Pass) -> None:
     assert str(parsed) == str(each)
 
 
-@pytest.mark.parametrize(
-    ("text", "steps"),
-    [
-        ("fuse-sdpa", [("fuse-sdpa", {})]),
-        ("a,b", [("a", {}), ("b", {})]),
-        ("  a ,\n b{} ", [("a", {}), ("b", {})]),
-        ("palettize{bits=6,group_size=16},a", [("palettize", {"bits": "6", "group_size": "16"}), ("a", {})]),
-        ("a{group-size = 3}", [("a", {"group_size": "3"})]),
-        ("a{axes=(1,2),b=[3,4]}", [("a", {"axes": "(1,2)", "b": "[3,4]"})]),
-        ("other::pass.1", [("other::pass.1", {})]),
-    ],
-)
+STEPS: list[tuple[str, list[tuple[str, dict[str, str]]]]] = [
+    ("fuse-sdpa", [("fuse-sdpa", {})]),
+    ("a,b", [("a", {}), ("b", {})]),
+    ("  a ,\n b{} ", [("a", {}), ("b", {})]),
+    ("palettize{bits=6,group_size=16},a", [("palettize", {"bits": "6", "group_size": "16"}), ("a", {})]),
+    ("a{group-size = 3}", [("a", {"group_size": "3"})]),
+    ("a{axes=(1,2),b=[3,4]}", [("a", {"axes": "(1,2)", "b": "[3,4]"})]),
+    ("other::pass.1", [("other::pass.1", {})]),
+]
+
+
+@pytest.mark.parametrize(("text", "steps"), STEPS)
 def test_texts(text: str, steps: list[tuple[str, dict[str, str]]]) -> None:
     assert list(split_spec(text)) == steps
 
@@ -79,8 +79,8 @@ def test_texts(text: str, steps: list[tuple[str, dict[str, str]]]) -> None:
         ("fuse-sdpa palettize", "can't read 'fuse-sdpa palettize'"),
         ("palettize{bits}", "palettize: option 'bits' has no value; write option=value"),
         ("palettize{bits=five}", "palettize: bits is one of 1, 2, 3, 4, 6, 8, not 'five'"),
-        ("palettize{group_size=many}", "palettize: group_size is a int, not 'many'"),
-        ("palettize{embedding=perhaps}", "palettize: embedding is a bool, not 'perhaps'"),
+        ("palettize{group_size=many}", "palettize: group_size is of type int, not 'many'"),
+        ("palettize{embedding=perhaps}", "palettize: embedding is of type bool, not 'perhaps'"),
         ("fuse-sdpa{scale=1}", "fuse-sdpa has no option 'scale'; its options are: none"),
     ],
 )

@@ -135,7 +135,9 @@ class _Demo:
         self._tell(f"torch fp32: cross-entropy of {len(self._text)} tokens of text that no choice was made on")
         self._score("torch fp32", lambda: _TorchFeeder(source.model))
         self._tell("coremltools' default fp16 conversion, for comparison")
-        default = baseline(source.model, context=self.context, query_lengths=(64,), progress=self._tell)
+        default = baseline(
+            source.model, context=self.context, query_lengths=(64,), tokenizer=source.tokenizer, progress=self._tell
+        )
         self._measure(default, "coremltools fp16", "the same text")
         del default
         return convert(

@@ -10,7 +10,7 @@ from typing import Any
 
 from milopt import mil
 from milopt.errors import EvaluationError, UnsupportedOps
-from milopt.interpreter.delivery import PYTHON, as_callables, as_ints, as_number, as_tuple, python_value
+from milopt.interpreter.delivery import PYTHON, as_callables, as_dtype, as_ints, as_number, as_tuple, python_value
 from milopt.interpreter.impls import Impl, Impls, Kind, Parameter
 from milopt.interpreter.ops import core
 from milopt.interpreter.plan import Plan
@@ -18,10 +18,13 @@ from milopt.interpreter.result import Result
 from milopt.interpreter.sharing import Sharing
 from milopt.interpreter.source import Source, function_name, program_of
 from milopt.interpreter.steps import BORROWED, Body, Fetch, Step
-from milopt.interpreter.values import Precision, info_of
+from milopt.interpreter.values import Precision, ValueInfo, held_dtype, info_of
 from milopt.interpreter.weights import Constant, Decoded, Weight, Weights
 
 __all__ = ["compile", "compile_all"]
+
+# From iOS17 on their constants may be integers where the rest are floats, or the other way round.
+_MIXED = frozenset({"linear", "matmul"})
 
 
 def compile(
@@ -152,7 +155,10 @@ class _Compiler:
                 values = [self.constants[each].value for each in vars_of]
                 fixed[name] = python_value(values if isinstance(var, (list, tuple)) else values[0], kind)
             else:
-                fetched.append((name, self._fetch(var, kind)))
+                fetch = self._fetch(var, kind)
+                if op.op_type in _MIXED and var in self.constants:
+                    fetch = self._as_result(fetch, var, op)
+                fetched.append((name, fetch))
         bodies = tuple(self._body(block, tuple(block.inputs))[0] for block in op.blocks)
         fetched += [
             (parameter.name, partial(as_callables, bodies))
@@ -165,7 +171,7 @@ class _Compiler:
             call=partial(impl.function, **fixed),
             arguments=tuple(fetched),
             results=tuple(
-                Result(self._slot(var), info_of(var), self.weights.precision, rounds=not impl.moves)
+                Result(self._slot(var), _declared(op, var), self.weights.precision, rounds=not impl.moves)
                 for var in op.outputs
             ),
             many=len(op.outputs) > 1 or bool(bodies),
@@ -182,6 +188,12 @@ class _Compiler:
 
     def _slots_of(self, arguments: Iterable[tuple[str, mil.Var]]) -> frozenset[int]:
         return frozenset(self.slots.get(var, BORROWED) for _, var in arguments)
+
+    def _as_result(self, fetch: Fetch, var: mil.Var, op: mil.Operation) -> Fetch:
+        """A constant in the type of the op's result, if it isn't of that type."""
+        wanted = mil.dtype_name(op.outputs[0])
+        held = held_dtype(wanted, self.weights.precision)
+        return fetch if mil.dtype_name(var) == wanted or held is None else partial(as_dtype, fetch, held)
 
     def _value(self, var: mil.Var) -> Fetch:
         if var in self.constants:
@@ -201,6 +213,21 @@ class _Compiler:
         if kind is Kind.NUMBER:
             return partial(as_number, fetch)
         return fetch
+
+
+def _declared(op: mil.Operation, var: mil.Var) -> ValueInfo:
+    """The type of an op's result, without its shape where coremltools is known to infer a wrong one.
+
+    It takes the shape of ``select`` from ``a`` and ``b`` alone: two scalars chosen by a mask are declared a scalar.
+    """
+    info = info_of(var)
+    if op.op_type != "select":
+        return info
+    mask, shape = info_of(op.inputs["cond"]).shape or (), info.shape or ()
+    fits = len(mask) <= len(shape) and all(
+        have in (1, want) for have, want in zip(reversed(mask), reversed(shape), strict=False)
+    )
+    return info if fits else replace(info, shape=None)
 
 
 def _inputs(op: mil.Operation, known: Mapping[str, Parameter]) -> dict[str, Any]:

@@ -50,12 +50,13 @@ class Step:
 
     ``slots`` are the inputs that are values of the program, by MIL input name; ``reads`` all slots that the step or
     its nested blocks read; ``frees`` those nobody reads after it; ``shared`` those whose memory a result may share,
-    with ``BORROWED`` for that of constants.
+    with ``BORROWED`` for that of constants. ``invoke`` is ``call`` on ``arguments``.
     """
 
     op_type: str
     name: str
     call: partial[Any]
+    invoke: Fetch
     arguments: tuple[tuple[str, Fetch], ...]
     results: tuple[Result, ...]
     many: bool
@@ -109,7 +110,7 @@ def _execute(steps: tuple[Step, ...], frame: Frame) -> None:
     sizes = frame.sizes
     try:
         for step in steps:
-            value = step.call(**{name: fetch(frame) for name, fetch in step.arguments})
+            value = step.invoke(frame)
             if step.many:
                 for result, each in zip(step.results, value, strict=True):
                     frame[result.slot] = result.settle(each, sizes)
@@ -119,6 +120,8 @@ def _execute(steps: tuple[Step, ...], frame: Frame) -> None:
             for slot in step.frees:
                 frame[slot] = None
     except Exception as error:
+        if _is_explained(error):
+            raise
         raise _explained(error, cast("Step", step), frame) from error
 
 
@@ -138,6 +141,8 @@ def _observe(steps: tuple[Step, ...], frame: Frame) -> None:
                 for result, each in zip(step.results, value if step.many else (value,), strict=True)
             ]
         except Exception as error:
+            if _is_explained(error):
+                raise
             raise _explained(error, step, frame) from error
         for result, each in zip(step.results, settled, strict=True):
             frame[result.slot] = each
@@ -148,9 +153,12 @@ def _observe(steps: tuple[Step, ...], frame: Frame) -> None:
             frame[slot] = None
 
 
+def _is_explained(error: Exception) -> bool:
+    """Whether an op of a nested block has already said what happened where."""
+    return isinstance(error, EvaluationError) and error.__cause__ is not None
+
+
 def _explained(error: Exception, step: Step, frame: Frame) -> EvaluationError:
-    if isinstance(error, EvaluationError) and step.bodies:
-        return error  # an op nested in this one has already said where
     message = str(error).strip().split("\n")[0]
     inputs = [f"{name} {_delivered(fetch, frame)}" for name, fetch in step.arguments]
     inputs += [f"{name} {_described(value)}" for name, value in step.call.keywords.items()]

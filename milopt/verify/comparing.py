@@ -76,9 +76,11 @@ def compare(
     if isinstance(pair, str):
         verdict = replace(verdict, difference=Difference(pair))
     else:
-        tried, expected = _expected(pair, metric, trials, given, seed, function)
+        with old.weights.lent():
+            tried, expected = _expected(pair, metric, trials, given, seed, function)
         verdict = replace(verdict, trials=len(tried), tried=tuple(trial.label for trial in tried))
-        verdict = _judged(verdict, pair, tried, expected)
+        with new.weights.lent():
+            verdict = _judged(verdict, pair, tried, expected)
     return replace(verdict, seconds=time.perf_counter() - start)
 
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from milopt.interpreter import Plan, Precision, compile_all
+from milopt.interpreter import Plan, Precision, compile
 from milopt.mil import Function, dtype_name, is_state, shape_of
 from milopt.package import Model
+from milopt.verify.lending import LentWeights
 from milopt.verify.roles import Role, roles_of
 
 __all__ = ["Flexible", "Frozen", "freeze"]
@@ -34,24 +35,28 @@ class Frozen:
     flexible: dict[str, dict[str, Flexible]]
     argmax: dict[str, frozenset[str]]
     opsets: dict[str, str]
-    precision: Precision
+    weights: LentWeights
+
+    @property
+    def precision(self) -> Precision:
+        return self.weights.precision
 
 
 def freeze(model: Model, *, precision: Precision = "float64") -> Frozen:
     """A snapshot of ``model`` that later passes don't change.
 
-    Weights are prepared at each use and dropped, so that two snapshots of a large model fit in memory beside it.
+    It holds no copies of weights but while it is compared, so that many snapshots of a large model fit in memory.
     """
-    functions = model.functions
+    functions, weights = model.functions, LentWeights(precision)
     return Frozen(
-        plans=compile_all(model, precision=precision, keep_weights=False),
+        plans={name: compile(model, name, precision=precision, weights=weights) for name in functions},
         default_function=model.default_function,
         metadata=dict(model.metadata),
         roles={name: roles_of(each, _images(model, name)) for name, each in functions.items()},
         flexible={name: _flexible(model, name, each) for name, each in functions.items()},
         argmax={name: _indices_of_largest(each) for name, each in functions.items()},
         opsets={name: f"CoreML{int(each.opset_version) - 1}" for name, each in functions.items()},
-        precision=precision,
+        weights=weights,
     )
 
 

@@ -21,7 +21,10 @@ from milopt.reports import require
 from milopt.rules import Rule
 
 WORDS = ("<end>", "<user>", "<answer>", "?", *(f"word{index}" for index in range(25)))
-TEMPLATE = "{% for m in messages %}<user> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<answer>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}{{ '<user>' if m.role == 'user' else '<answer>' }} {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}<answer>{% endif %}"
+)
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -178,7 +178,10 @@ def test_a_read_only_folder(package: Path, tmp_path: Path, capsys: Capture) -> N
 def test_a_folder_that_turns_read_only(
     package: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("milopt.cli.optimize.check_output", lambda path, force: None)
+    def check_nothing(path: Path, *, force: bool) -> None:
+        return None
+
+    monkeypatch.setattr("milopt.cli.optimize.check_output", check_nothing)
     tmp_path.chmod(0o555)
     try:
         arguments = ("optimize", package, "-o", tmp_path / "o.mlpackage", "--passes", PASSES, "--verify", "none")

@@ -93,11 +93,25 @@ def test_groups_with_few_and_many_values_together() -> None:
     np.testing.assert_array_equal(palette.decoded()[1:3], rows[1:3])
 
 
-def test_zeros_of_both_signs() -> None:
-    rows = np.array([[0.0, -0.0, 1.0, -0.0]], np.float16)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_zeros_of_both_signs(groups: int) -> None:
+    rows = np.array([[0.0, -0.0, 1.0, -0.0], [-0.0, 0.0, 1.0, 1.0]], np.float16)[:groups]
     palette = palettize(rows, 1)
-    np.testing.assert_array_equal(palette.decoded(), np.abs(rows))
-    assert palette.lut.tolist() == [[0.0, 1.0]]
+    np.testing.assert_array_equal(palette.lut, [[0.0, 1.0]] * groups)
+    assert not np.any(np.signbit(palette.decoded()))
+
+
+@pytest.mark.parametrize("kinds", [100, 400])
+def test_weights_with_many_ties_are_exact(kinds: int) -> None:
+    rng = np.random.default_rng(kinds)
+    rows = (np.rint(rng.standard_normal((3, 8000)) * kinds / 8) / 64).astype(np.float32)  # as decoded integers are
+    least = 0.0
+    for row in rows.astype(np.float64):
+        values, counts = np.unique(row, return_counts=True)
+        centroids = exact(values, counts, 64)
+        least += float(np.sum(counts * np.min(np.abs(values[:, None] - centroids), axis=1) ** 2))
+    # fp32 entries: their rounding is 1e-7 of a value, 1e-5 of the distances here
+    assert palettize(rows, 6).error == pytest.approx(least, rel=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(1, 0), (3, 0)])

@@ -85,7 +85,7 @@ def test_the_report_tells_the_error_that_was_made() -> None:
 
 def test_the_metric_follows_from_the_error() -> None:
     bounds = [palettized(linear_program(weights((64, 100))), bits=bits)[1].metric for bits in (1, 4, 6)]
-    assert bounds[0] == Lossy(min_snr_db=3.0)
+    assert bounds[0] == Lossy(min_snr_db=0.5)
     assert isinstance(bounds[2], Lossy)
     assert 8 < bounds[2].min_snr_db < 18  # 6 bits keep 28-38 dB of normal weights
     few = np.random.default_rng(0).choice(np.array([-1, 0, 1], np.float16), (64, 100))

@@ -32,7 +32,8 @@ def library(name: str) -> Any:
 def llama(seed: int = 0, **settings: Any) -> Any:
     """A float32 Llama of two layers. Its norm weights are not 1, which coremltools would drop."""
     transformers = library("transformers")
-    torch.manual_seed(seed)
+    untyped: Any = torch
+    untyped.manual_seed(seed)
     config = transformers.LlamaConfig(
         **{
             "hidden_size": HEADS * HEAD_DIM,
@@ -42,6 +43,8 @@ def llama(seed: int = 0, **settings: Any) -> Any:
             "num_key_value_heads": KV_HEADS,
             "vocab_size": VOCABULARY,
             "max_position_embeddings": 64,
+            # ten times the usual, so that attention is far from uniform and a wrong mask shows
+            "initializer_range": 0.2,
             # a padding token makes coremltools warn about the embedding
             "pad_token_id": 0,
             **settings,

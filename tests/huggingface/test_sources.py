@@ -12,10 +12,12 @@ import pytest
 from milopt.huggingface import ConversionError, convert
 from tests.huggingface.support import library, llama
 
+_FITTING: dict[str, Any] = {"context": 16, "query_lengths": (1, 4)}
+
 
 def _refused(source: Any, words: str, **options: Any) -> None:
     with pytest.raises(ConversionError, match=words) as caught:
-        convert(source, **{"context": 16, "query_lengths": (1, 4), **options})
+        convert(source, **(_FITTING | options))
     assert "\n" not in str(caught.value)
 
 

@@ -229,3 +229,35 @@ def test_a_string_stays_a_string() -> None:
     label, probabilities = plan.run({"x": np.array([0.1, 0.7, 0.2], np.float32)}).values()
     assert str(label) == "dog"
     assert probabilities.argmax() == 1
+
+
+def test_a_mask_may_choose_between_scalars() -> None:
+    """coremltools declares the result a scalar; transformers' masks of ranged length are made so."""
+    mask = X > 0
+
+    def build(x: Any) -> Any:
+        chosen = mb.select(cond=mb.greater(x=x, y=np.float32(0)), a=np.float32(0), b=np.float32(-1e4))
+        assert chosen.shape == ()
+        return mb.add(x=x, y=chosen, name="out")
+
+    want: Any = X - np.float32(1e4) * ~mask
+    np.testing.assert_array_equal(compile(program(build, {"x": X})).run({"x": X})["out"], want)
+
+
+def test_integer_constants_may_meet_floats_in_matrix_products() -> None:
+    """From iOS17 on; the result has the type of what is not constant."""
+    whole: Any = np.arange(6, dtype=np.int32)
+
+    def build(x: Any, n: Any) -> Any:
+        weight = np.reshape(whole, (2, 3))
+        return (
+            mb.linear(x=x, weight=weight, bias=np.array([1, 2], np.int32), name="linear"),
+            mb.matmul(x=weight, y=x, transpose_y=True, name="float"),
+            mb.matmul(x=n, y=np.array([[1.0], [2.0]], np.float32), name="int"),
+        )
+
+    out = compile(program(build, {"x": X, "n": np.ones((1, 2), np.int32)})).run({"x": X, "n": np.array([[3, 4]])})
+    weight: Any = whole.reshape(2, 3)
+    close(out["linear"], X @ weight.T + [1, 2])
+    close(out["float"], weight @ X.T)
+    np.testing.assert_array_equal(out["int"], np.array([[11]], np.int32))

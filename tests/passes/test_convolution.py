@@ -75,7 +75,9 @@ def test_symbolic_length() -> None:
     x = RNG.standard_normal((1, 7, 6)).astype(np.float32)
     result = evaluate(program, {"x": x}, precision="float64")["out"]
     # float64 throughout; the weights are the same fp32 numbers
-    np.testing.assert_allclose(result, np.matmul(x, np.transpose(WEIGHT), dtype=np.float64) + BIAS, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        result, np.matmul(x, np.transpose(WEIGHT), dtype=np.float64) + BIAS, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_neighbours_cancel_and_siblings_share() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
+import contextlib
+import io
+import runpy
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from milopt.metrics import Lossy
 from milopt.mil import Program, Var, mb, target, types
 from milopt.package import load
 from milopt.verify import compare, freeze
+from tests.verify.decoders import Decoder
 from tests.verify.programs import accumulator, attention, two_layers, unary
 
 
@@ -256,17 +260,27 @@ def test_inputs_that_do_not_fit() -> None:
         compare(unary("relu"), unary("relu"), inputs=[{"y": np.ones(3, np.float32)}], trials=0)
 
 
+def _run(script: str, folder: Path, *arguments: str) -> tuple[object, str]:
+    """Exit status and output of a script, run as if it were a program of its own."""
+    (folder / "reproduce.py").write_text(script)
+    printed = io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["reproduce.py", *arguments]),
+        contextlib.redirect_stdout(printed),
+        pytest.raises(SystemExit) as ended,
+    ):
+        runpy.run_path(str(folder / "reproduce.py"), run_name="__main__")
+    return ended.value.code, printed.getvalue().strip()
+
+
 def test_script_repeats_the_comparison(tmp_path: Path) -> None:
     paths = [
         str(load(each).save(tmp_path / f"{name}.mlpackage"))
         for name, each in (("before", two_layers()), ("after", two_layers(flip=True)))
     ]
     verdict = compare(*paths, seed=3)
-    script = tmp_path / "reproduce.py"
-    script.write_text(verdict.script())
-    ran = subprocess.run([sys.executable, str(script), *paths], capture_output=True, text=True, check=False)
-    assert ran.returncode == 1, ran.stderr
-    assert ran.stdout.strip() == str(verdict)
+    assert _run(verdict.script(), tmp_path, *paths) == (1, str(verdict))
+    assert _run(verdict.script(), tmp_path, paths[0], paths[0])[0] == 0
 
 
 def test_script_with_inputs_of_the_caller(tmp_path: Path) -> None:
@@ -275,8 +289,10 @@ def test_script_with_inputs_of_the_caller(tmp_path: Path) -> None:
     verdict = compare(*paths, inputs=[arrays], trials=0)
     given = tmp_path / "inputs.npz"
     np.savez(given, allow_pickle=False, **arrays)
-    script = tmp_path / "reproduce.py"
-    script.write_text(verdict.script())
-    ran = subprocess.run([sys.executable, str(script), *paths, str(given)], capture_output=True, text=True, check=False)
-    assert ran.returncode == 1, ran.stderr
-    assert ran.stdout.strip() == str(verdict)
+    assert _run(verdict.script(), tmp_path, *paths, str(given)) == (1, str(verdict))
+
+
+def test_script_with_prompts() -> None:
+    verdict = compare(Decoder().stateless(), Decoder().stateful(), inputs=[[1, 2, 3]], trials=1)
+    assert "inputs=[[1, 2, 3]],\n" in verdict.script()
+    compile(verdict.script(), "reproduce.py", "exec")

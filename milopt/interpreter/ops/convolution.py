@@ -32,10 +32,11 @@ def conv(
     """A kernel of one element with stride 1 is a matrix product, and run as one: torch's convolution is slower."""
     kernel = weight.shape[2:]
     strides = strides or (1,) * len(kernel)
+    padding_given = pad_type == "custom" and any(pad or ())
+    if groups == 1 and kernel.numel() == 1 and set(strides) == {1} and not padding_given:
+        return _pointwise(x, weight, bias)
     dilations = dilations or (1,) * len(kernel)
     before_after = paddings(pad_type, pad, x.shape[2:], kernel, strides, dilations)
-    if groups == 1 and not any(before_after) and set(kernel) == {1} and set(strides) == {1}:
-        return _pointwise(x, weight, bias)
     if before_after[::2] != before_after[1::2]:
         x = padded(x, before_after)
         before_after = (0,) * len(before_after)

@@ -13,7 +13,7 @@ import torch
 
 from milopt.interpreter.impls import Impls, Ints, Tensor
 
-__all__ = ["linear_along", "nearest_along", "resizing", "sampling_points"]
+__all__ = ["resizing", "sampling_points"]
 
 resizing = Impls("resizing")
 
@@ -45,16 +45,9 @@ def linear_along(x: Tensor, axis: int, points: Tensor) -> Tensor:
     return y if x.is_floating_point() else y.to(x.dtype)
 
 
-def nearest_along(x: Tensor, axis: int, count: int, mode: str = "DEFAULT") -> Tensor:
-    """``x`` resized to ``count`` along an axis by repeating or leaving out elements.
-
-    DEFAULT takes element ``floor(i * size / count)``; the other modes take the one nearest to their point.
-    """
-    size = x.shape[axis]
-    if mode == "DEFAULT":
-        return x.index_select(axis, torch.arange(count) * size // count)
-    points = sampling_points(size - 1, count, mode)
-    return x.index_select(axis, (points + 0.5).floor().long().clamp(max=size - 1))
+def nearest_along(x: Tensor, axis: int, count: int) -> Tensor:
+    """``x`` resized to ``count`` along an axis by repeating or leaving out elements: ``floor(i * size / count)``."""
+    return x.index_select(axis, torch.arange(count) * x.shape[axis] // count)
 
 
 def _scaled(size: int, factor: float) -> int:
@@ -106,14 +99,24 @@ def _(
     interpolation_mode: str = "LINEAR",
     sampling_mode: str = "DEFAULT",
 ) -> Tensor:
-    """The last ``resized_dims`` dimensions take the last sizes of ``shape``; a size of 0 leaves one as it is."""
+    """The last ``resized_dims`` dimensions take the last sizes of ``shape``; a size of 0 leaves one as it is.
+
+    The nearest element to sample i is ``floor((i + 1/2) * size / count)`` in the default mode: coremltools lowers
+    TensorFlow's half-pixel resize to it, and the expectations of its tests agree; the older ops count without the half.
+    """
     for axis in range(-resized_dims, 0):
         count = shape[axis] or x.shape[axis]
         if interpolation_mode == "NEAREST_NEIGHBOR":
-            x = nearest_along(x, axis, count, sampling_mode)
+            x = x.index_select(axis, _nearest(x.shape[axis], count, sampling_mode))
         else:
             x = linear_along(x, axis, sampling_points(x.shape[axis] - 1, count, sampling_mode))
     return x
+
+
+def _nearest(size: int, count: int, mode: str) -> Tensor:
+    if mode == "DEFAULT":
+        return (2 * torch.arange(count) + 1) * size // (2 * count)
+    return (sampling_points(size - 1, count, mode) + 0.5).floor().long().clamp(max=size - 1)
 
 
 @resizing("crop", moves=True, shares="x")

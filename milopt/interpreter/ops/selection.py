@@ -1,7 +1,7 @@
 """Gathering and scattering by index.
 
-Indices below zero count from the end: iOS15 and iOS16 allow them. From iOS17 on they are out of bounds, and what is
-out of bounds raises here, whatever ``validate_indices`` says: a program that relies on it has no meaning.
+Indices below zero count from the end: iOS15 and iOS16 allow them. From iOS17 on they are out of bounds: then
+``validate_indices`` makes them an error, and without it MIL leaves open what they do. Too large ones always raise.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ selection = Impls("selection")
 def _(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
     """``x (*D), indices (*N) -> D[:axis] + N[batch_dims:] + D[axis+1:]``."""
     axis %= x.dim()
-    places = _wrapped(indices, x.shape[axis])
+    places = _wrapped(indices, x.shape[axis], validate_indices)
     if batch_dims == 0:
         y = x.index_select(axis, places.reshape(-1))
         return y.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
@@ -40,23 +40,25 @@ def _grid(indices: Tensor, batch_dims: int) -> list[Tensor]:
 
 @selection("gather_along_axis", moves=True)
 def _(x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool = False) -> Tensor:
-    return x.gather(axis, _wrapped(indices, x.shape[axis]))
+    return x.gather(axis, _wrapped(indices, x.shape[axis], validate_indices))
 
 
 @selection("gather_nd", moves=True, shares="x")
 def _(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
     """``x (*D), indices (*K) -> K[:-1] + D[batch_dims + K[-1]:]``."""
-    return x[_places(x, indices, batch_dims)]
+    return x[_places(x, indices, validate_indices, batch_dims)]
 
 
-def _places(x: Tensor, indices: Tensor, batch_dims: int = 0) -> tuple[Tensor, ...]:
+def _places(x: Tensor, indices: Tensor, validate: bool, batch_dims: int = 0) -> tuple[Tensor, ...]:
     """An advanced index for what the last dimension of ``indices`` points at."""
     batch = _grid(indices[..., 0], batch_dims)
-    return (*batch, *(_wrapped(indices[..., i], x.shape[batch_dims + i]) for i in range(indices.shape[-1])))
+    return (*batch, *(_wrapped(indices[..., i], x.shape[batch_dims + i], validate) for i in range(indices.shape[-1])))
 
 
-def _wrapped(indices: Tensor, size: int) -> Tensor:
+def _wrapped(indices: Tensor, size: int, validate: bool) -> Tensor:
     places = indices.to(torch.int64)
+    if validate and bool((places < 0).any()):
+        raise IndexError(f"index {int(places.min())} is out of bounds")
     return torch.where(places < 0, places + size, places)
 
 
@@ -70,7 +72,7 @@ def _(
     """``updates`` has the shape of ``data`` but for ``axis``, where it is as long as ``indices``."""
     axis %= data.dim()
     shape = [-1 if i == axis else 1 for i in range(data.dim())]
-    places = _wrapped(indices, data.shape[axis]).reshape(shape).expand(updates.shape)
+    places = _wrapped(indices, data.shape[axis], validate_indices).reshape(shape).expand(updates.shape)
     return _scattered(data, axis, places, updates, mode)
 
 
@@ -78,13 +80,13 @@ def _(
 def _(
     data: Tensor, indices: Tensor, updates: Tensor, axis: int = 0, mode: str = "add", validate_indices: bool = False
 ) -> Tensor:
-    return _scattered(data, axis, _wrapped(indices, data.shape[axis]), updates, mode)
+    return _scattered(data, axis, _wrapped(indices, data.shape[axis], validate_indices), updates, mode)
 
 
 @selection("scatter_nd")
 def _(data: Tensor, indices: Tensor, updates: Tensor, mode: str = "add", validate_indices: bool = False) -> Tensor:
     """``data[indices[i]] = updates[i]``, or combined with what is there, element by element of the flat tensor."""
-    flat = torch.arange(data.numel()).reshape(data.shape)[_places(data, indices)]
+    flat = torch.arange(data.numel()).reshape(data.shape)[_places(data, indices, validate_indices)]
     return _scattered(data.reshape(-1), 0, flat.reshape(-1), updates.reshape(-1), mode).reshape(data.shape)
 
 

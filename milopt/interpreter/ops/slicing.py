@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from types import EllipsisType
 
 import torch
@@ -25,7 +26,7 @@ def _(
     end_mask: Ints | None = None,
     squeeze_mask: Ints | None = None,
 ) -> Tensor:
-    reverse, index = _index(x, begin, end, stride, begin_mask, end_mask, squeeze_mask)
+    reverse, index = _index(x.shape, begin, end, stride, begin_mask, end_mask, squeeze_mask)
     return (x.flip(reverse) if reverse else x)[index]
 
 
@@ -42,7 +43,7 @@ def _(
     in_place: bool = False,
 ) -> Tensor:
     """``x`` with ``update`` in the place of the slice. ``in_place``: nobody else needs the old ``x``."""
-    reverse, index = _index(x, begin, end, stride, begin_mask, end_mask, squeeze_mask)
+    reverse, index = _index(x.shape, begin, end, stride, begin_mask, end_mask, squeeze_mask)
     if reverse:
         y = x.flip(reverse)  # a copy
         y[index] = update.reshape(y[index].shape)
@@ -53,22 +54,23 @@ def _(
     return y
 
 
+@lru_cache(maxsize=4096)  # a step of a decoder asks the same few hundred questions at every token
 def _index(
-    x: Tensor,
+    shape: torch.Size,
     begin: Ints,
     end: Ints,
     stride: Ints | None,
     begin_mask: Ints | None,
     end_mask: Ints | None,
     squeeze_mask: Ints | None,
-) -> tuple[list[int], Index]:
+) -> tuple[tuple[int, ...], Index]:
     """numpy's rules (coremltools' ``solve_slice_by_index_slice``), with negative strides turned for torch.
 
     Returns the axes to reverse first, and the index to take then.
     """
     reverse: list[int] = []
     index: list[slice | int | EllipsisType] = []
-    for axis, size in enumerate(x.shape):
+    for axis, size in enumerate(shape):
         first = None if begin_mask and begin_mask[axis] else begin[axis]
         last = None if end_mask and end_mask[axis] else end[axis]
         step = stride[axis] if stride else 1
@@ -80,7 +82,7 @@ def _index(
             start, stop, _ = slice(first, last, step).indices(size)
             reverse.append(axis)
             index.append(slice(size - 1 - start, size - 1 - stop, -step))
-    return reverse, tuple(index)
+    return tuple(reverse), tuple(index)
 
 
 @slicing("slice_by_size", moves=True, shares="x")
