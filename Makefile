@@ -16,8 +16,9 @@ help:
 	@echo 'make check      ruff, mypy, pyright'
 	@echo 'make clean      remove $(VENV) and what the demo wrote'
 
+# demo/ is its own: what an earlier run left there is replaced
 demo: $(VENV)/.installed-huggingface $(VENV)/.installed-smollm2
-	$(python) -m milopt demo
+	$(python) -m milopt demo --force
 
 test: $(VENV)/.installed-huggingface,testing
 	$(python) -m pytest -m 'not slow'

@@ -9,6 +9,9 @@ and whatever an implementation says it ``shares``); what isn't proved stays a co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
 from milopt.interpreter.steps import BORROWED, Step
 
 __all__ = ["Sharing"]
@@ -46,9 +49,9 @@ class Sharing:
         steps = list(self.steps)
         for index, step in enumerate(steps):
             if index in self._owned:
-                steps[index] = step.given(own=True)
+                steps[index] = replace(step, call=partial(step.call, own=True))
             elif self._in_place(index, step):
-                steps[index] = step.given(in_place=True)
+                steps[index] = replace(step, call=partial(step.call, in_place=True))
         return steps
 
     def _owns(self, step: Step) -> bool:

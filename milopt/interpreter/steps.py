@@ -50,13 +50,12 @@ class Step:
 
     ``slots`` are the inputs that are values of the program, by MIL input name; ``reads`` all slots that the step or
     its nested blocks read; ``frees`` those nobody reads after it; ``shared`` those whose memory a result may share,
-    with ``BORROWED`` for that of constants. ``invoke`` is ``call`` on ``arguments``.
+    with ``BORROWED`` for that of constants.
     """
 
     op_type: str
     name: str
     call: partial[Any]
-    invoke: Fetch
     arguments: tuple[tuple[str, Fetch], ...]
     results: tuple[Result, ...]
     many: bool
@@ -110,7 +109,7 @@ def _execute(steps: tuple[Step, ...], frame: Frame) -> None:
     sizes = frame.sizes
     try:
         for step in steps:
-            value = step.invoke(frame)
+            value = step.call(**{name: fetch(frame) for name, fetch in step.arguments})
             if step.many:
                 for result, each in zip(step.results, value, strict=True):
                     frame[result.slot] = result.settle(each, sizes)

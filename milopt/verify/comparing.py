@@ -64,14 +64,7 @@ def compare(
     old = _frozen(before, Exact())
     new = _frozen(after, metric)
     old, new = _only(old, function), _only(new, function)
-    recipe = Recipe(
-        seed,
-        trials,
-        function,
-        sum(isinstance(each, Mapping) for each in given),
-        tuple(tuple(each) for each in given if not isinstance(each, Mapping)),
-    )
-    verdict = Verdict(metric, 0, recipe=recipe)
+    verdict = Verdict(metric, 0, recipe=Recipe.of(seed, trials, function, given))
     pair = pair_up(old, new, signature or _declared(new) or _declared(old))
     if isinstance(pair, str):
         verdict = replace(verdict, difference=Difference(pair))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from milopt.metrics import Metric
 
@@ -44,6 +46,13 @@ class Recipe:
     function: str | None = None
     given: int = 0
     prompts: tuple[tuple[int, ...], ...] = ()
+
+    @classmethod
+    def of(
+        cls, seed: int, trials: int, function: str | None, given: Sequence[Mapping[str, Any] | Sequence[int]]
+    ) -> Recipe:
+        prompts = tuple(tuple(each) for each in given if not isinstance(each, Mapping))
+        return cls(seed, trials, function, len(given) - len(prompts), prompts)
 
 
 def reproduction(metric: Metric, recipe: Recipe, message: str) -> str:
