@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeAlias
 
 import coremltools as ct
@@ -47,7 +48,8 @@ def lower(traced: Traced, precision: Precision = "float16") -> Model:
     pipeline = ct.PassPipeline.DEFAULT
     if precision != "default-float16":
         pipeline.remove_passes(_NOT_WANTED)
-    with coremltools_repaired():
+    # By itself coremltools keeps its package until the process ends; loaded weights outlive their file.
+    with coremltools_repaired(), TemporaryDirectory(prefix="milopt-") as folder:
         converted = ct.convert(
             traced.module,
             inputs=[
@@ -60,9 +62,10 @@ def lower(traced: Traced, precision: Precision = "float16") -> Model:
             compute_precision=_compute_precision(precision),
             pass_pipeline=pipeline,
             skip_model_load=True,
+            package_dir=f"{folder}/main.mlpackage",
         )
-    _describe(converted)
-    return package.load(converted)
+        _describe(converted)
+        return package.load(converted)
 
 
 def _compute_precision(precision: Precision) -> Any:

@@ -7,13 +7,16 @@ import logging
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from milopt.huggingface import SelfCheckError, convert, trace, wrapper
 from milopt.huggingface.quiet import coremltools_repaired, gguf_read_once, tracing_quietly, transformers_quiet
+from milopt.huggingface.selfcheck import Sample, require_same
 from tests.huggingface.support import CONTEXT, library, llama
 
 _PATCHED = [
@@ -116,6 +119,27 @@ def test_a_trace_that_froze_its_inputs_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(wrapper.PastPresent, "forward", frozen)
     with pytest.raises(SelfCheckError, match="torch's trace of the model does not compute"):
         trace(llama(), context=CONTEXT, query_length=2)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.001])
+@pytest.mark.parametrize("place", range(3))
+def test_every_result_is_checked(place: int, value: float) -> None:
+    past, cache, logits = torch.ones(1, 1, 3, 2), torch.ones(1, 1, 4, 2), torch.ones(1, 2, 5)
+    sample = Sample((torch.zeros(1, 2),) * 3 + (past, past), (logits, cache, cache))
+    got = [logits.clone(), torch.ones(1, 1, 5, 2), torch.ones(1, 1, 5, 2)]
+    assert require_same("it", sample, got) == 0
+    got[place].view(-1)[-1] = value
+    with pytest.raises(SelfCheckError, match=f"{('logits', 'present_key_0', 'present_value_0')[place]} differs by"):
+        require_same("it", sample, got)
+
+
+def test_no_file_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model = convert(llama(num_hidden_layers=1), context=8, query_lengths=(2,))
+    assert list(tmp_path.rglob("weight.bin")) == []
+    # what was loaded does not depend on the files
+    (embedding,) = [op for op in model.function().operations if op.op_type == "gather"]
+    assert np.array_equal(embedding.x.val, llama(num_hidden_layers=1).model.embed_tokens.weight.detach().half())
 
 
 def test_nothing_is_printed_or_warned(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from milopt.huggingface import causal_mask, convert
+from milopt.huggingface import baseline, causal_mask, convert, lower, trace
 from milopt.interpreter import compile
 from milopt.mil import constant, dtype_name, operations, shape_of
 from milopt.package import Model
@@ -66,6 +66,46 @@ def test_numbers_are_torchs_also_behind_a_past_the_program_made(converted: Model
     # Torch's weights are rounded as the program's are, so that only eps in fp16 and float32 cosines differ: 5e-6 of
     # logits up to 7 was seen. A mask that hides one token of the past too many makes a difference of 7.
     np.testing.assert_allclose(np.concatenate(logits), _torch_logits(tokens), rtol=0, atol=5e-5)
+
+
+def test_only_the_angles_stay_float32(converted: Model) -> None:
+    for name in converted.functions:
+        assert _float32(converted, name) == {"cast", "mul", "concat", "cos", "sin"}
+
+
+def test_one_trace_gives_every_precision() -> None:
+    traced = trace(llama(), context=CONTEXT, query_length=2)
+    stock, exact = lower(traced, "default-float16"), lower(traced, "float32")
+    assert not _float32(stock, "main")
+    assert {dtype_name(var) for var in exact.function().outputs} == {"fp32"}
+    # 1 / 10000^(2i/D) of the config; fp16 keeps 11 bits of it, 2^-11 is 5e-4
+    wanted = 1e4 ** (-np.arange(0, HEAD_DIM, 2) / HEAD_DIM)
+    assert np.max(np.abs(_frequencies(exact) / wanted - 1)) < 1e-6
+    assert np.max(np.abs(_frequencies(lower(traced)) / wanted - 1)) < 1e-6
+    assert 5e-5 < np.max(np.abs(_frequencies(stock) / wanted - 1)) < 1e-3
+
+
+def test_the_baseline_has_the_same_interface(converted: Model, folder: Path) -> None:
+    stock = baseline(folder, context=CONTEXT, query_lengths=(8,)).function()
+    ours = converted.function("prefill")
+    assert {name: var.sym_type for name, var in stock.inputs.items()} == {
+        name: var.sym_type for name, var in ours.inputs.items()
+    }
+    assert [(var.name, var.sym_type) for var in stock.outputs] == [(var.name, var.sym_type) for var in ours.outputs]
+
+
+def _float32(model: Model, name: str) -> set[str]:
+    """Types of the ops, constants aside, that compute float32."""
+    ops = [op for op in operations(model.function(name)) if op.op_type != "const"]
+    return {op.op_type for op in ops if any(dtype_name(var) == "fp32" for var in op.outputs)}
+
+
+def _frequencies(model: Model) -> Array:
+    """The constant that positions are multiplied with on their way to the cosine."""
+    (cosine,) = [op for op in operations(model.function()) if op.op_type == "cos"]
+    angles: Any = cosine.x.op.values[0].op
+    assert angles.op_type == "mul"
+    return np.asarray(angles.y.val if angles.y.val is not None else angles.x.val, np.float64).ravel()
 
 
 def _lengths() -> list[tuple[str, int]]:
