@@ -55,7 +55,8 @@ class LinearAsConv(Rule[None]):
     It stays away from
 
     1. integer linears: ``conv`` is for fp16 and fp32;
-    2. weights in a compressed form whose parts can't be reshaped one by one (joint forms).
+    2. weights in a compressed form whose parts can't be reshaped one by one (joint forms);
+    3. values of rank 4 and more, which MIL's documentation of ``linear`` excludes and coremltools lets pass.
     """
 
     def pattern(self, op: Ops, /, x: Value, weight: Value, bias: Value) -> Any:
@@ -64,6 +65,7 @@ class LinearAsConv(Rule[None]):
     def check(self, m: Match, /) -> None:
         kind = dtype_name(m.x)
         require(kind in ("fp16", "fp32"), "conv takes no {}", kind, at=m.x)  # 1
+        require(m.x.rank in _LAYOUTS, "its operand has rank {}", m.x.rank, at=m.x)  # 3
         if not is_constant(m.weight):
             producer: Operation = m.weight.op
             parts = [var for var in producer.inputs.values() if not is_constant(var)]

@@ -69,6 +69,12 @@ def test_integers_are_refused() -> None:
     assert text(program) == before
 
 
+def test_ranks_that_linear_does_not_have_are_refused() -> None:
+    program = linear((1, 2, 5, 6))
+    report = converted(program)
+    assert [miss.reason for miss in report.misses] == ["its operand has rank 4"]
+
+
 def test_symbolic_length() -> None:
     program = linear((1, get_new_symbol(), 6))
     assert converted(program).applied == 1

@@ -113,7 +113,7 @@ def test_meaning_of_mask_columns() -> None:
 
     wanted = evaluate(before, {**inputs, **past, "causal_mask": mask[..., order]}, precision="float64")["logits"]
     assert np.abs(stateful(mask) - wanted).max() < 1e-13  # float64; the sums run in another order
-    assert np.abs(stateful(mask[..., order]) - wanted).max() > 0.5
+    assert np.abs(stateful(mask[..., order]) - wanted).max() > 2
 
 
 def test_column_order() -> None:
