@@ -98,6 +98,6 @@ def _in_gguf_order(name: str, value: Any) -> Array:
     """llama.cpp rotates neighbours where transformers rotates halves, so the rows of q and k are interleaved."""
     heads = HEADS if "q_proj" in name else KV_HEADS if "k_proj" in name else None
     if heads is None:
-        return value
+        return np.asarray(value)
     halves = value.reshape(heads, 2, value.shape[0] // heads // 2, value.shape[1])
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(value.shape))

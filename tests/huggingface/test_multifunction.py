@@ -61,11 +61,12 @@ def test_what_is_saved_is_counted() -> None:
 
 @pytest.mark.parametrize("change", ["values", "order", "last bit"])
 def test_weights_that_differ_stay_apart(change: str) -> None:
-    other: Any = WEIGHT + 1
-    if change == "order":
-        other = np.flip(WEIGHT, axis=0)
-    if change == "last bit":
-        other = np.where(np.arange(16) == 15, np.nextafter(WEIGHT, np.float32(9)), WEIGHT)
+    changed: dict[str, Any] = {
+        "values": WEIGHT + 1,
+        "order": np.flip(WEIGHT, axis=0),
+        "last bit": np.where(np.arange(16) == 15, np.nextafter(WEIGHT, np.float32(9)), WEIGHT),
+    }
+    other = changed[change]
     merged = merge({"one": _model(1, WEIGHT), "two": _model(2, other)}, default="one")
     np.testing.assert_array_equal(_weight(merged, "one"), WEIGHT)
     np.testing.assert_array_equal(_weight(merged, "two"), other)
