@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from milopt.precisions import Precision
+
 __all__ = ["Exact", "Lossy", "Metric"]
 
 
@@ -13,12 +15,18 @@ class Exact:
 
     float64 carries 16 digits; 1e-6 leaves room for constants that a program holds in fp32 (7 digits, and a rewrite may
     fold two of them), and is a thousand times below what one fp16 rounding (5e-4) would show.
+
+    ``safe_in`` names precisions for which the rewrite is made: in each of them, on ordinary and on large inputs, every
+    floating output must come as near to the original's float64 run as the original itself does there (6 dB less are
+    allowed), or within 40 dB. An overflow that the rewrite brings in fails; one that it takes away shows.
     """
 
     rtol: float = 1e-6
+    safe_in: tuple[Precision, ...] = ()
 
     def __str__(self) -> str:
-        return f"exact in float64, rtol={self.rtol:g}"
+        safe = f", safe in {' and '.join(self.safe_in)}" if self.safe_in else ""
+        return f"exact in float64, rtol={self.rtol:g}{safe}"
 
 
 @dataclass(frozen=True)

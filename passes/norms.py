@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import log2, sqrt
+from math import floor, log2, prod, sqrt
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from milopt.building import Builder
 from milopt.matching import Match
 from milopt.metrics import Exact, Metric
-from milopt.mil import Var, constant, dtype_name, operations
+from milopt.mil import Var, constant, dtype_name, is_symbolic, operations, shape_of
 from milopt.package import Model
 from milopt.pattern import Const, Ops, Scalar, Value
 from milopt.pipeline import RulePass
@@ -22,8 +22,10 @@ from milopt.rules import Rule
 __all__ = ["Fp16SafeNorm", "PrescaleNorm"]
 
 # Rows are scaled to a largest magnitude of 4. The scale 4 / max|x| then is a normal fp16 number up to max|x| = 65504,
-# squares are at most 16, and their mean over n elements is at least 16 / n.
+# squares are at most 16, and their mean over n elements is at least 16 / n. Rows of more than 4094 elements, whose sum
+# of squares could pass 65504, are scaled to 2 or 1: a mean is a sum first, and kernels may round it.
 _PEAK = 4.0
+_LARGEST = 65504.0
 # The least magnitude divided by: 4 / 2**-13 is 32768, which fp16 holds.
 _LEAST = 2.0**-13
 
@@ -38,7 +40,7 @@ class Fp16SafeNorm(RulePass):
 
     name: ClassVar[str] = "fp16-safe-norm"
     after: ClassVar[tuple[str, ...]] = ("canonicalize",)
-    metric: ClassVar[Metric] = Exact()
+    metric: ClassVar[Metric] = Exact(safe_in=("declared", "declared-strict"))
 
     def rules(self) -> tuple[Rule[Any], ...]:
         return (PrescaleNorm(),)
@@ -120,7 +122,7 @@ class PrescaleNorm(Rule[_Facts]):
     def rewrite(self, op: Builder, m: Match, facts: _Facts, /) -> Var:
         reduced = {"axes": constant(m.axes), "keep_dims": True}
         largest = op.maximum(x=op.reduce_max(x=op.abs(x=facts.x), **reduced), y=_clamp(facts.eps))
-        scale = op.real_div(x=np.float16(_PEAK), y=largest)
+        scale = op.real_div(x=np.float16(_peak(facts.x, m.axes)), y=largest)
         scaled = op.mul(x=facts.x, y=scale)
         mean = op.reduce_mean(x=op.mul(x=scaled, y=scaled), **reduced)
         a, g = _factors(facts.eps, 2)
@@ -136,6 +138,14 @@ class PrescaleNorm(Rule[_Facts]):
         # not scaled * rsqrt: the small elements of a row with a large one would lose bits
         result: Var = op.mul(x=facts.x, y=factor)
         return result if result.dtype == m.root.outputs[0].dtype else op.cast(x=result, dtype="fp32")
+
+
+def _peak(x: Var, axes: Any) -> float:
+    """What rows are scaled to, so that sums of their squares stay within fp16; 1 where rows may be of any size."""
+    sizes = [shape_of(x)[int(axis)] for axis in np.ravel(constant(axes))]
+    if any(is_symbolic(size) for size in sizes):
+        return 1.0
+    return min(_PEAK, max(1.0, 2.0 ** floor(log2(_LARGEST / prod(int(size) for size in sizes)) / 2)))
 
 
 def _clamp(eps: float) -> np.float16:

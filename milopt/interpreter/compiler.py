@@ -11,15 +11,20 @@ from typing import Any
 from milopt import mil
 from milopt.errors import EvaluationError, UnsupportedOps
 from milopt.interpreter.delivery import PYTHON, as_callables, as_dtype, as_ints, as_number, as_tuple, python_value
+from milopt.interpreter.grouping import with_sources
 from milopt.interpreter.impls import Impl, Impls, Kind, Parameter
+from milopt.interpreter.instructions import lowered
 from milopt.interpreter.ops import core
 from milopt.interpreter.plan import Plan
 from milopt.interpreter.result import Result
+from milopt.interpreter.rounding import Rounding
 from milopt.interpreter.sharing import Sharing
 from milopt.interpreter.source import Source, function_name, program_of
 from milopt.interpreter.steps import BORROWED, Body, Fetch, Step
-from milopt.interpreter.values import Precision, ValueInfo, held_dtype, info_of
+from milopt.interpreter.strict import strict
+from milopt.interpreter.values import ValueInfo, held_dtype, info_of, is_float
 from milopt.interpreter.weights import Constant, Decoded, Weight, Weights
+from milopt.precisions import PRECISIONS, Precision
 
 __all__ = ["compile", "compile_all"]
 
@@ -35,27 +40,36 @@ def compile(
     keep_weights: bool = True,
     weights: Weights | None = None,
     impls: Impls = core,
+    device: str = "cpu",
 ) -> Plan:
     """A plan of one function (the default one if None), which later changes of the program don't affect.
 
     ``precision``: ``declared`` rounds every op's result to its declared dtype, composites computing inside in fp32;
-    ``float64`` computes every float in float64 and rounds nothing. ``weights``: working copies to share with other
-    plans of the model and precision; see :func:`compile_all`. ``keep_weights=False`` prepares each weight anew at
-    every use. UnsupportedOps lists all ops that ``impls`` lacks.
+    ``declared-strict`` rounds what composites compute inside as well, except in implementations that ``impls`` puts
+    in the place of milopt's own; ``float64`` computes every float in float64 and rounds nothing.
+
+    ``weights``: working copies to share with other plans of the model and precision; see :func:`compile_all`.
+    ``keep_weights=False`` prepares each weight anew at every use. ``device``: ``cpu``, ``cuda`` or ``mps``; inputs are
+    moved there, outputs stay there. UnsupportedOps lists all ops that ``impls`` lacks.
     """
-    if precision not in ("declared", "float64"):
-        raise EvaluationError(f"there is no precision {precision!r}; choose declared or float64")
+    if precision not in PRECISIONS:
+        raise EvaluationError(f"there is no precision {precision!r}; choose {', '.join(PRECISIONS)}")
     name = function_name(source, function)
     if weights is None:
-        weights = Weights(precision, keep=keep_weights)
+        weights = Weights(precision, keep=keep_weights, device=device)
     return _Compiler(impls, weights).plan(name, program_of(source).functions[name])
 
 
 def compile_all(
-    source: Source, *, precision: Precision = "declared", keep_weights: bool = True, impls: Impls = core
+    source: Source,
+    *,
+    precision: Precision = "declared",
+    keep_weights: bool = True,
+    impls: Impls = core,
+    device: str = "cpu",
 ) -> dict[str, Plan]:
     """Plans of all functions by name, which share one working copy of each weight."""
-    weights = Weights(precision, keep=keep_weights)
+    weights = Weights(precision, keep=keep_weights, device=device)
     return {
         name: compile(source, name, precision=precision, weights=weights, impls=impls)
         for name in program_of(source).functions
@@ -83,6 +97,7 @@ class _Compiler:
             inputs={key: info_of(var) for key, var in inputs.items()},
             outputs={key: info_of(var) for key, var in outputs.items()},
             states={key: info_of(var) for key, var in states.items()},
+            device=self.weights.device,
             body=replace(body, inputs=()),
             slots=len(self.slots),
             input_slots={key: self.slots[var] for key, var in inputs.items()},
@@ -100,6 +115,13 @@ class _Compiler:
         if missing:
             raise UnsupportedOps(missing)
 
+    def _impl(self, op: mil.Operation) -> Impl | None:
+        impl = self.impls.get(op.op_type)
+        if self.weights.precision != "declared-strict" or impl is not core.get(op.op_type):
+            return impl
+        refined = strict.get(op.op_type)
+        return refined if refined is not None and is_float(mil.dtype_name(op.outputs[0])) else impl
+
     def _slot(self, var: mil.Var) -> int:
         return self.slots.setdefault(var, len(self.slots))
 
@@ -108,7 +130,7 @@ class _Compiler:
         own = [self._slot(var) for var in inputs]
         steps: list[Step] = []
         for op in block.operations:
-            impl = self.impls.get(op.op_type)
+            impl = self._impl(op)
             if impl is None:
                 self.constants[op.outputs[0]] = _constant(op.outputs[0])
             elif impl.decodes:
@@ -118,12 +140,14 @@ class _Compiler:
         outputs = tuple(self._value(var) for var in block.outputs)
         kept = [self.slots[var] for var in block.outputs if var in self.slots]
         states = [self.slots[var] for var in inputs if mil.is_state(var)]
+        steps = with_sources(steps)
         sharing = Sharing(steps, [slot for slot in own if slot not in states], states, kept)
         if isinstance(block, mil.Function):
             steps = sharing.improved()
         mine = set(own).union(result.slot for step in steps for result in step.results)
         read = frozenset(kept).union(*(step.reads for step in steps))
-        return Body(tuple(own), _freeing(steps, mine, kept), outputs, read - mine), sharing
+        steps = _freeing(steps, mine, kept)
+        return Body(tuple(own), tuple(steps), lowered(steps, mine, kept), outputs, read - mine), sharing
 
     def _decode(self, op: mil.Operation, impl: Impl) -> None:
         known = {parameter.name: parameter for parameter in impl.parameters}
@@ -165,19 +189,31 @@ class _Compiler:
             for parameter in impl.parameters
             if parameter.kind is Kind.BLOCKS
         ]
+        fixed |= {
+            parameter.name: Rounding(mil.dtype_name(op.outputs[0]), self.weights.precision)
+            for parameter in impl.parameters
+            if parameter.kind is Kind.ROUNDING
+        }
         return Step(
             op_type=op.op_type,
             name=op.name,
             call=partial(impl.function, **fixed),
             arguments=tuple(fetched),
             results=tuple(
-                Result(self._slot(var), _declared(op, var), self.weights.precision, rounds=not impl.moves)
+                Result(
+                    self._slot(var),
+                    _declared(op, var),
+                    self.weights.precision,
+                    rounds=not impl.moves and not impl.exact,
+                    fresh=not impl.shares and not bodies,
+                )
                 for var in op.outputs
             ),
             many=len(op.outputs) > 1 or bool(bodies),
             slots=tuple(slots),
             reads=frozenset(slot for _, slot in slots).union(*(body.reads for body in bodies)),
             shared=self._shared(op, impl, bodies),
+            moves=impl.moves,
             bodies=bodies,
         )
 
@@ -237,7 +273,7 @@ def _inputs(op: mil.Operation, known: Mapping[str, Parameter]) -> dict[str, Any]
         if name not in known:
             raise EvaluationError(f"{op.op_type} {op.name!r}: the interpreter does not know its input {name!r}")
     for name, parameter in known.items():
-        if name not in given and not parameter.optional and parameter.kind is not Kind.BLOCKS:
+        if name not in given and not parameter.optional and parameter.kind.is_input:
             raise EvaluationError(f"{op.op_type} {op.name!r} lacks its input {name!r}")
     return given
 
@@ -247,7 +283,7 @@ def _constant(var: mil.Var) -> Constant:
     return Constant(var.val, info_of(var).dtype, shape)
 
 
-def _freeing(steps: list[Step], mine: set[int], kept: list[int]) -> tuple[Step, ...]:
+def _freeing(steps: list[Step], mine: set[int], kept: list[int]) -> list[Step]:
     """The steps told which slots nobody reads after them, of those that belong to this block."""
     live = set(kept)
     freeing: list[Step] = []
@@ -255,4 +291,4 @@ def _freeing(steps: list[Step], mine: set[int], kept: list[int]) -> tuple[Step, 
         touched = step.reads.union(result.slot for result in step.results) & mine
         freeing.append(replace(step, frees=tuple(sorted(touched - live))))
         live |= step.reads
-    return tuple(reversed(freeing))
+    return freeing[::-1]

@@ -33,7 +33,8 @@ def as_tuple(fetches: tuple[Fetch, ...], frame: Frame) -> tuple[Any, ...]:
 
 
 def as_ints(fetch: Fetch, frame: Frame) -> tuple[int, ...]:
-    return tuple(fetch(frame).reshape(-1).tolist())
+    value: Any = fetch(frame)
+    return tuple((value if value.dim() == 1 else value.reshape(-1)).tolist())
 
 
 def as_number(fetch: Fetch, frame: Frame) -> Any:

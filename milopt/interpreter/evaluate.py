@@ -23,12 +23,13 @@ def evaluate(
     state: State | None = None,
     function: str | None = None,
     precision: Precision = "declared",
+    device: str = "cpu",
 ) -> dict[str, np.ndarray[Any, Any]]:
     """The outputs of one function (the default one if None) by name, in their declared dtypes.
 
     In ``float64`` precision floats come as float64. ``state`` is updated. To call a model often, compile it once:
     this prepares its weights anew at every call.
     """
-    plan = compile(model, function, precision=precision)
+    plan = compile(model, function, precision=precision, device=device)
     outputs = plan.run(inputs, state)
     return {name: to_numpy(value, plan.outputs[name], precision) for name, value in outputs.items()}

@@ -13,6 +13,8 @@ The annotation of a parameter says how its value is delivered:
 ``Elements``           the elements of a MIL list
 ``Cell``               a state, to be read and written
 ``Blocks``             the op's nested blocks as callables from block inputs to block outputs
+``Rounding``           no input: rounds an intermediate value as the precision asks, to the dtype declared for the
+                       op's result
 =====================  =======================================================================================
 
 ``X | None`` with a default of ``None`` stands for an optional input. Defaults are those of coremltools'
@@ -32,10 +34,24 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 
 from milopt.interpreter.lists import Elements
+from milopt.interpreter.rounding import Rounding
 from milopt.interpreter.state import Cell
 from milopt.interpreter.values import Array
 
-__all__ = ["Array", "Blocks", "Elements", "Impl", "Impls", "Ints", "Kind", "Labels", "Parameter", "Tensor", "Tensors"]
+__all__ = [
+    "Array",
+    "Blocks",
+    "Elements",
+    "Impl",
+    "Impls",
+    "Ints",
+    "Kind",
+    "Labels",
+    "Parameter",
+    "Rounding",
+    "Tensor",
+    "Tensors",
+]
 
 Tensor: TypeAlias = torch.Tensor
 Tensors: TypeAlias = tuple[torch.Tensor, ...]
@@ -59,6 +75,12 @@ class Kind(Enum):
     ELEMENTS = auto()
     CELL = auto()
     BLOCKS = auto()
+    ROUNDING = auto()
+
+    @property
+    def is_input(self) -> bool:
+        """Whether the value is one of the op's inputs; else the compiler provides it."""
+        return self not in (Kind.BLOCKS, Kind.ROUNDING)
 
 
 _KINDS: dict[Any, Kind] = {
@@ -74,6 +96,7 @@ _KINDS: dict[Any, Kind] = {
     Elements: Kind.ELEMENTS,
     Cell: Kind.CELL,
     Blocks: Kind.BLOCKS,
+    Rounding: Kind.ROUNDING,
 }
 
 
@@ -91,6 +114,7 @@ class Impl:
     """How one op type is evaluated.
 
     ``moves``: every element of the results is an element of the inputs, so nothing has to be rounded.
+    ``exact``: nothing has to be rounded either, for a float type that holds the inputs holds the results.
     ``shares``: the inputs whose memory a result may share (views). An implementation that may return an input, or a
     view of it, must name it here: states are written in place where nothing else shares their memory.
     ``decodes``: works on numpy arrays and only on constants (the ``constexpr_`` ops).
@@ -101,6 +125,7 @@ class Impl:
     function: Callable[..., Any]
     parameters: tuple[Parameter, ...]
     moves: bool
+    exact: bool
     shares: frozenset[str]
     decodes: bool
     overrides: bool
@@ -128,6 +153,7 @@ class Impls(Mapping[str, Impl]):
         self,
         *op_types: str,
         moves: bool = False,
+        exact: bool = False,
         shares: str = "",
         decodes: bool = False,
         override: bool = False,
@@ -137,7 +163,9 @@ class Impls(Mapping[str, Impl]):
         def register(function: F) -> F:
             parameters = _parameters(function)
             for op_type in op_types:
-                self._add(Impl(op_type, function, parameters, moves, frozenset(shares.split()), decodes, override))
+                self._add(
+                    Impl(op_type, function, parameters, moves, exact, frozenset(shares.split()), decodes, override)
+                )
             return function
 
         return register

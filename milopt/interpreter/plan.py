@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from milopt.errors import EvaluationError
+from milopt.interpreter.devices import values_on
 from milopt.interpreter.state import State
 from milopt.interpreter.steps import Body, Frame, Listener
 from milopt.interpreter.values import Precision, ValueInfo, to_tensor
@@ -34,6 +35,7 @@ class Plan:
     input_slots: dict[str, int]
     state_slots: dict[str, int]
     copied_outputs: frozenset[str]
+    device: torch.device
 
     def run(
         self,
@@ -47,7 +49,7 @@ class Plan:
         the state don't fit the declaration, or when an op fails or breaks its declared type.
         """
         frame = Frame(self.slots, tuple(cast("Listener", each) for each in listeners))
-        with torch.inference_mode():
+        with torch.inference_mode(), values_on(self.device):
             self._bind_inputs(inputs, frame)
             self._bind_states(state, frame)
             values = self.body.run(frame)
@@ -64,7 +66,7 @@ class Plan:
             whose = "the call" if missing else f"function {self.function!r}"
             raise EvaluationError(f"{whose} {wrong}; {self.function!r} takes {wanted}")
         for name, info in self.inputs.items():
-            tensor = to_tensor(inputs[name], info, self.precision, "input")
+            tensor = to_tensor(inputs[name], info, self.precision, "input").to(self.device)
             self._agree(tensor, info, frame.sizes)
             frame[self.input_slots[name]] = tensor
 
@@ -82,5 +84,5 @@ class Plan:
             raise EvaluationError(
                 f"function {self.function!r} has states ({', '.join(self.states)}): pass state=milopt.make_state(model)"
             )
-        for name, cell in state.bind(self.states, self.precision).items():
+        for name, cell in state.bind(self.states, self.precision, self.device).items():
             frame[self.state_slots[name]] = cell

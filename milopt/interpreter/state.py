@@ -63,8 +63,10 @@ class State:
         tensor = self._tensors[self._known(name)]
         return to_numpy(tensor, self.infos[name], "float64" if tensor.dtype == torch.float64 else "declared")
 
-    def bind(self, infos: Mapping[str, ValueInfo], precision: Precision) -> dict[str, Cell]:
-        """Cells for the states a function declares, their tensors in the dtype of ``precision``."""
+    def bind(
+        self, infos: Mapping[str, ValueInfo], precision: Precision, device: torch.device | None = None
+    ) -> dict[str, Cell]:
+        """Cells for the states a function declares, their tensors in the dtype of ``precision`` and on ``device``."""
         cells: dict[str, Cell] = {}
         for name, info in infos.items():
             if name not in self.infos:
@@ -73,6 +75,8 @@ class State:
                 raise EvaluationError(f"state {name!r} must be {info}, the state given has {self.infos[name]}")
             if self._tensors[name].dtype != held_dtype(info.dtype, precision):
                 self._tensors[name] = rounded(self._tensors[name], info.dtype, precision)
+            if device is not None and self._tensors[name].device != device:
+                self._tensors[name] = self._tensors[name].to(device)
             cells[name] = Cell(self._tensors, name)
         return cells
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import torch
 
 from milopt.errors import EvaluationError
 from milopt.interpreter.result import Result
 
-__all__ = ["BORROWED", "Body", "Fetch", "Frame", "Listener", "Step"]
+__all__ = ["BORROWED", "Body", "Fetch", "Frame", "Instruction", "Listener", "Run", "Step", "explained"]
 
 # Stands for memory that belongs to others, where the slots of values are meant that may share memory.
 BORROWED = -1
@@ -42,6 +42,8 @@ class Listener(Protocol):
 
 # Reads a value, or several, from a frame, and delivers it as an implementation wants it.
 Fetch: TypeAlias = Callable[[Frame], Any]
+# Reads and writes slots of a frame.
+Run: TypeAlias = Callable[[Frame], None]
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Step:
 
     ``slots`` are the inputs that are values of the program, by MIL input name; ``reads`` all slots that the step or
     its nested blocks read; ``frees`` those nobody reads after it; ``shared`` those whose memory a result may share,
-    with ``BORROWED`` for that of constants.
+    with ``BORROWED`` for that of constants. ``moves``: the results are elements of the inputs.
     """
 
     op_type: str
@@ -62,23 +64,42 @@ class Step:
     slots: tuple[tuple[str, int], ...]
     reads: frozenset[int]
     shared: frozenset[int]
+    moves: bool = False
     bodies: tuple[Body, ...] = ()
     frees: tuple[int, ...] = ()
+
+    @property
+    def is_view(self) -> bool:
+        """Whether the step only looks at its one input in another way, or copies it when strides can't say that."""
+        return (
+            self.moves
+            and [name for name, _ in self.arguments] == ["x"]
+            and len(self.slots) == len(self.results) == 1
+            and bool(self.shared - {BORROWED})
+        )
 
     @property
     def outputs(self) -> tuple[str, ...]:
         return tuple(result.info.name for result in self.results)
 
 
+class Instruction(NamedTuple):
+    """What is executed for one step or several; ``step`` is the last of them."""
+
+    run: Run
+    step: Step
+
+
 @dataclass(frozen=True)
 class Body:
     """The steps of a block: the function's own, or one nested in a ``cond`` or ``while_loop``.
 
-    ``reads`` are the slots of outer blocks that it reads.
+    ``instructions`` do the same faster, for runs that nobody observes. ``reads`` are the slots of outer blocks.
     """
 
     inputs: tuple[int, ...]
     steps: tuple[Step, ...]
+    instructions: tuple[Instruction, ...]
     outputs: tuple[Fetch, ...]
     reads: frozenset[int]
 
@@ -88,7 +109,7 @@ class Body:
         if frame.listeners:
             _observe(self.steps, frame)
         else:
-            _execute(self.steps, frame)
+            _execute(self.instructions, frame)
         return [fetch(frame) for fetch in self.outputs]
 
     def call_in(self, frame: Frame) -> Callable[..., list[Any]]:
@@ -104,24 +125,15 @@ class Body:
         return call
 
 
-def _execute(steps: tuple[Step, ...], frame: Frame) -> None:
+def _execute(instructions: tuple[Instruction, ...], frame: Frame) -> None:
     step = None
-    sizes = frame.sizes
     try:
-        for step in steps:
-            value = step.call(**{name: fetch(frame) for name, fetch in step.arguments})
-            if step.many:
-                for result, each in zip(step.results, value, strict=True):
-                    frame[result.slot] = result.settle(each, sizes)
-            else:
-                result = step.results[0]
-                frame[result.slot] = result.settle(value, sizes)
-            for slot in step.frees:
-                frame[slot] = None
+        for run, step in instructions:  # noqa: B007
+            run(frame)
     except Exception as error:
         if _is_explained(error):
             raise
-        raise _explained(error, cast("Step", step), frame) from error
+        raise explained(error, cast("Step", step), frame) from error
 
 
 def _observe(steps: tuple[Step, ...], frame: Frame) -> None:
@@ -129,7 +141,7 @@ def _observe(steps: tuple[Step, ...], frame: Frame) -> None:
         try:
             values = {name: fetch(frame) for name, fetch in step.arguments}
         except Exception as error:
-            raise _explained(error, step, frame) from error
+            raise explained(error, step, frame) from error
         for listener in frame.listeners:
             if hasattr(listener, "before"):
                 listener.before(step, values)
@@ -142,7 +154,7 @@ def _observe(steps: tuple[Step, ...], frame: Frame) -> None:
         except Exception as error:
             if _is_explained(error):
                 raise
-            raise _explained(error, step, frame) from error
+            raise explained(error, step, frame) from error
         for result, each in zip(step.results, settled, strict=True):
             frame[result.slot] = each
         for listener in frame.listeners:
@@ -157,9 +169,13 @@ def _is_explained(error: Exception) -> bool:
     return isinstance(error, EvaluationError) and error.__cause__ is not None
 
 
-def _explained(error: Exception, step: Step, frame: Frame) -> EvaluationError:
+def explained(error: Exception, step: Step, frame: Frame, values: Mapping[str, Any] | None = None) -> EvaluationError:
+    """What went wrong in which op on which inputs; ``values`` are its inputs, else they are fetched from the frame."""
     message = str(error).strip().split("\n")[0]
-    inputs = [f"{name} {_delivered(fetch, frame)}" for name, fetch in step.arguments]
+    if values is None:
+        inputs = [f"{name} {_delivered(fetch, frame)}" for name, fetch in step.arguments]
+    else:
+        inputs = [f"{name} {_described(value)}" for name, value in values.items()]
     inputs += [f"{name} {_described(value)}" for name, value in step.call.keywords.items()]
     kind = "" if isinstance(error, EvaluationError) else f"{type(error).__name__}: "
     return EvaluationError(f"{step.op_type} {step.name!r}: {kind}{message} (inputs: {', '.join(inputs)})")

@@ -1,6 +1,6 @@
 """What flows through a run: the declared type of a value, and how it is held as a torch tensor.
 
-In the ``declared`` precision fp16 values are held as float32 tensors whose numbers are fp16 numbers: torch's fp16
+In the two ``declared`` precisions fp16 values are held as float32 tensors whose numbers are fp16 numbers: torch's fp16
 kernels on a CPU are slower than its fp32 ones (a 1x1 convolution 9 times), and composites accumulate in fp32 anyway.
 In ``float64`` every float is a float64 and nothing is rounded.
 """
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from milopt import mil
 from milopt.errors import EvaluationError
+from milopt.precisions import Precision
 
 __all__ = [
     "Array",
@@ -31,7 +32,6 @@ __all__ = [
 ]
 
 Array: TypeAlias = np.ndarray[Any, Any]
-Precision: TypeAlias = Literal["declared", "float64"]
 
 FLOATS = ("fp16", "fp32", "fp64")
 
@@ -107,7 +107,7 @@ def held_dtype(dtype: str, precision: Precision) -> torch.dtype | None:
 
 def rounded(value: torch.Tensor, dtype: str, precision: Precision) -> torch.Tensor:
     """A float tensor in the dtype it is held in, its numbers rounded to MIL type ``dtype`` if the precision asks so."""
-    if precision == "declared" and dtype == "fp16":
+    if precision != "float64" and dtype == "fp16":
         return value.half().float()
     return value.to(held_dtype(dtype, precision))
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from milopt import mil
+from milopt.interpreter.devices import device_named
 from milopt.interpreter.values import Array, Precision, from_array, held_dtype, is_float
 
 __all__ = ["Constant", "Decoded", "Weight", "Weights"]
@@ -81,26 +82,32 @@ class Decoded(Constant):
 
 
 class Weights:
-    """Working copies of constants in one precision; to be shared by the plans of one model.
+    """Working copies of constants in one precision on one device; to be shared by the plans of one model.
 
     With ``keep=False`` large weights are prepared at each use and dropped after it: slow, but the memory needed is
     that of the largest weight.
     """
 
-    def __init__(self, precision: Precision = "declared", *, keep: bool = True) -> None:
+    def __init__(
+        self, precision: Precision = "declared", *, keep: bool = True, device: str | torch.device = "cpu"
+    ) -> None:
         self.precision: Precision = precision
+        self.device = device_named(device, precision)
         self.keep = keep
         self._kept: dict[Hashable, tuple[Constant, torch.Tensor]] = {}
 
     def prepare(self, constant: Constant) -> torch.Tensor:
         """The constant as a tensor of the dtype it is held in. It must not be written to."""
         if not self.keeps(constant):
-            return _tensor(constant, self.precision)
+            return self._made(constant)
         key = constant.key()
         if key not in self._kept:
             # the constant is kept too: a key holds addresses, which are only unique while the arrays live
-            self._kept[key] = constant, _tensor(constant, self.precision)
+            self._kept[key] = constant, self._made(constant)
         return self._kept[key][1].view(constant.shape)
+
+    def _made(self, constant: Constant) -> torch.Tensor:
+        return _tensor(constant, self.precision).to(self.device)
 
     def keeps(self, constant: Constant) -> bool:
         """Whether the constant's working copy outlives its use."""
@@ -110,17 +117,22 @@ class Weights:
 class Weight:
     """A constant where an op uses it; calling it gives the tensor."""
 
-    __slots__ = ("_constant", "_tensor", "_weights")
+    __slots__ = ("_constant", "_tensor", "_weights", "shape")
 
-    def __init__(self, constant: Constant, weights: Weights) -> None:
+    def __init__(self, constant: Constant, weights: Weights, shape: tuple[int, ...] | None = None) -> None:
         self._constant = constant
         self._weights = weights
         self._tensor: torch.Tensor | None = None
+        self.shape = constant.shape if shape is None else shape
+
+    def viewed(self, shape: tuple[int, ...]) -> Weight:
+        """The same constant in another shape."""
+        return Weight(self._constant, self._weights, shape)
 
     def __call__(self, frame: object = None) -> torch.Tensor:
         if self._tensor is not None:
             return self._tensor
-        tensor = self._weights.prepare(self._constant)
+        tensor = self._weights.prepare(self._constant).view(self.shape)
         if self._weights.keeps(self._constant):
             self._tensor = tensor
         return tensor

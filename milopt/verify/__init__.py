@@ -5,7 +5,18 @@ from __future__ import annotations
 from milopt.verify.comparing import compare
 from milopt.verify.freezing import Frozen, freeze
 from milopt.verify.measuring import Measured, Where
-from milopt.verify.verdict import Difference, FirstValue, Verdict
+from milopt.verify.verdict import Difference, FirstValue, Safety, Verdict
 from milopt.verify.verifier import Verifier
 
-__all__ = ["Difference", "FirstValue", "Frozen", "Measured", "Verdict", "Verifier", "Where", "compare", "freeze"]
+__all__ = [
+    "Difference",
+    "FirstValue",
+    "Frozen",
+    "Measured",
+    "Safety",
+    "Verdict",
+    "Verifier",
+    "Where",
+    "compare",
+    "freeze",
+]

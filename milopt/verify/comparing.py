@@ -11,10 +11,10 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 
 from milopt.errors import EvaluationError, MiloptError
-from milopt.interpreter import Precision
 from milopt.metrics import Exact, Metric
 from milopt.mil import Program
 from milopt.package import Model, load
+from milopt.precisions import Precision
 from milopt.signature import CacheSignature
 from milopt.verify.driving import Listening, Observed
 from milopt.verify.freezing import Frozen, freeze
@@ -22,6 +22,7 @@ from milopt.verify.locating import Capture, Fingerprints, excerpt, first_parting
 from milopt.verify.measuring import Meter, Where
 from milopt.verify.pairing import Pair, pair_up
 from milopt.verify.planning import Planner
+from milopt.verify.safety import judged_safe
 from milopt.verify.scripts import Recipe
 from milopt.verify.trials import Trial
 from milopt.verify.verdict import Difference, Verdict
@@ -61,7 +62,7 @@ def compare(
     given = list(inputs or ())
     if trials + len(given) < 1:
         raise MiloptError("nothing to compare on: give trials or inputs")
-    old = _frozen(before, Exact())
+    old = _frozen(before, metric if isinstance(metric, Exact) else _EXACT)
     new = _frozen(after, metric)
     old, new = _only(old, function), _only(new, function)
     verdict = Verdict(metric, 0, recipe=Recipe.of(seed, trials, function, given))
@@ -70,17 +71,24 @@ def compare(
         verdict = replace(verdict, difference=Difference(pair))
     else:
         with old.weights.lent():
-            tried, expected = _expected(pair, metric, trials, given, seed, function)
+            planner = _planner(pair, metric, seed)
+            tried, expected = _expected(pair, planner, trials, given, function)
+            stressed = _stressed(pair, planner, metric, trials, tried, expected)
         verdict = replace(verdict, trials=len(tried), tried=tuple(trial.label for trial in tried))
         with new.weights.lent():
             verdict = _judged(verdict, pair, tried, expected)
+        if verdict and isinstance(metric, Exact):
+            verdict = _safe(verdict, pair, metric.safe_in, stressed)
     return replace(verdict, seconds=time.perf_counter() - start)
 
 
 def _frozen(source: Source, metric: Metric) -> Frozen:
     precision: Precision = "float64" if isinstance(metric, Exact) else "declared"
+    also = metric.safe_in if isinstance(metric, Exact) else ()
     if not isinstance(source, Frozen):
-        return freeze(load(source), precision=precision)
+        return freeze(load(source), precision=precision, also=also)
+    if missing := [each for each in also if each not in source.rounded]:
+        raise MiloptError(f"a model frozen without {missing[0]} can't be compared as {metric}: freeze it in that too")
     if source.precision != precision:
         raise MiloptError(
             f"a model frozen in {source.precision} can't be compared as {metric}: freeze it in {precision}"
@@ -93,22 +101,27 @@ def _only(frozen: Frozen, function: str | None) -> Frozen:
         return frozen
     if function not in frozen.plans:
         raise MiloptError(f"no function {function!r}; this model has: {', '.join(frozen.plans)}")
-    return replace(frozen, plans={function: frozen.plans[function]})
+    return replace(
+        frozen,
+        plans={function: frozen.plans[function]},
+        rounded={precision: _only(each, function) for precision, each in frozen.rounded.items()},
+    )
 
 
 def _declared(frozen: Frozen) -> CacheSignature | None:
     return CacheSignature.from_metadata(frozen.metadata)
 
 
+def _planner(pair: Pair, metric: Metric, seed: int) -> Planner:
+    old = pair.old
+    return Planner(old.plans, old.roles, pair.new.roles, old.flexible, pair.old_layout, isinstance(metric, Exact), seed)
+
+
 def _expected(
-    pair: Pair, metric: Metric, trials: int, given: list[Inputs], seed: int, function: str | None
+    pair: Pair, planner: Planner, trials: int, given: list[Inputs], function: str | None
 ) -> tuple[list[Trial], list[list[Observed]]]:
     """The trials, and what the program before gives on each. Where it refuses random sizes, others are drawn."""
-    old = pair.old
-    planner = Planner(
-        old.plans, old.roles, pair.new.roles, old.flexible, pair.old_layout, isinstance(metric, Exact), seed
-    )
-    chosen = function or old.default_function
+    chosen = function or pair.old.default_function
     tried = [planner.given(each, chosen) for each in given]
     expected = [pair.run_old(trial) for trial in tried]
     for index in range(trials):
@@ -119,11 +132,48 @@ def _expected(
     return tried, expected
 
 
-def _accepted(pair: Pair, planner: Planner, index: int, name: str | None) -> tuple[Trial, list[Observed]]:
+def _stressed(
+    pair: Pair,
+    planner: Planner,
+    metric: Metric,
+    trials: int,
+    tried: list[Trial],
+    expected: list[list[Observed]],
+) -> list[tuple[Trial, list[Observed]]]:
+    """What the precisions that the metric calls safe are tried on, with what the program before gives in float64.
+
+    The trials given, the first random one of each function, and one of large numbers where it takes numbers.
+    """
+    if not isinstance(metric, Exact) or not metric.safe_in:
+        return []
+    functions = planner.functions()
+    given = len(tried) - trials * len(functions)
+    first = given + (len(functions) if trials else 0)
+    large = [_accepted(pair, planner, 0, name, large=True) for name in functions if planner.has_numbers(name)]
+    return [*zip(tried[:first], expected[:first], strict=True), *large]
+
+
+def _safe(
+    verdict: Verdict,
+    pair: Pair,
+    precisions: Sequence[Precision],
+    stressed: Sequence[tuple[Trial, list[Observed]]],
+) -> Verdict:
+    for precision in precisions:
+        found, difference = judged_safe(pair, precision, stressed)
+        verdict = replace(verdict, safety=(*verdict.safety, *found), difference=difference)
+        if difference is not None:
+            break
+    return verdict
+
+
+def _accepted(
+    pair: Pair, planner: Planner, index: int, name: str | None, *, large: bool = False
+) -> tuple[Trial, list[Observed]]:
     """A trial that the program before can run, and of whose outputs something can be said."""
     attempt, positive = 0, False
     while True:
-        trial = planner.random(index, name, attempt, positive=positive)
+        trial = planner.random(index, name, attempt, positive=positive, large=large)
         try:
             observed = pair.run_old(trial)
         except EvaluationError:

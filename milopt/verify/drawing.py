@@ -21,6 +21,8 @@ MASKED = -1e4
 _SMALL = 4
 # Positions of a program that has no limit for them.
 _POSITIONS = 128
+# What large numbers are multiplied with: the square of 256 is beyond fp16.
+_LARGE = 256.0
 _DTYPES = {"fp16": np.float16, "fp32": np.float32, "fp64": np.float64, "bool": np.bool_}
 
 
@@ -36,11 +38,13 @@ class Style:
     """``ordinary`` values are such as a caller of the program would pass: positions that count up, causal masks.
 
     Otherwise they are anything the input's type and its role's limits allow, since an exact rewrite must hold for all:
-    a mask's numbers then are any numbers. ``positive`` numbers suit programs that take their logarithm or square root.
+    a mask's numbers then are any numbers. ``positive`` numbers suit programs that take their logarithm or square root,
+    ``large`` ones show where fp16 overflows.
     """
 
     ordinary: bool
     positive: bool = False
+    large: bool = False
 
 
 def draw(
@@ -50,6 +54,8 @@ def draw(
     values = _values(info, shape, role, rng, style.ordinary, context)
     if style.positive and role.kind == "number":
         values = np.abs(values)
+    if style.large and role.kind == "number":
+        values = values * _LARGE
     return np.asarray(values).astype(numpy_dtype(info.dtype))
 
 

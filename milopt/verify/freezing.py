@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from milopt.interpreter import Plan, Precision, compile
@@ -26,7 +26,10 @@ class Flexible:
 
 @dataclass(frozen=True)
 class Frozen:
-    """What :func:`compare` needs of a model: plans, and what its inputs mean. The weights are shared, not copied."""
+    """What :func:`compare` needs of a model: plans, and what its inputs mean. The weights are shared, not copied.
+
+    ``rounded`` holds the same in other precisions.
+    """
 
     plans: dict[str, Plan]
     default_function: str
@@ -36,20 +39,21 @@ class Frozen:
     argmax: dict[str, frozenset[str]]
     opsets: dict[str, str]
     weights: LentWeights
+    rounded: Mapping[Precision, Frozen] = field(default_factory=dict["Precision", "Frozen"])
 
     @property
     def precision(self) -> Precision:
         return self.weights.precision
 
 
-def freeze(model: Model, *, precision: Precision = "float64") -> Frozen:
-    """A snapshot of ``model`` that later passes don't change.
+def freeze(model: Model, *, precision: Precision = "float64", also: Iterable[Precision] = ()) -> Frozen:
+    """A snapshot of ``model`` that later passes don't change; ``also`` adds snapshots in other precisions.
 
     It holds no copies of weights but while it is compared, so that many snapshots of a large model fit in memory.
     """
-    functions, weights = model.functions, LentWeights(precision)
-    return Frozen(
-        plans={name: compile(model, name, precision=precision, weights=weights) for name in functions},
+    functions, (plans, weights) = model.functions, _plans(model, precision)
+    frozen = Frozen(
+        plans=plans,
         default_function=model.default_function,
         metadata=dict(model.metadata),
         roles={name: roles_of(each, _images(model, name)) for name, each in functions.items()},
@@ -58,6 +62,16 @@ def freeze(model: Model, *, precision: Precision = "float64") -> Frozen:
         opsets={name: f"CoreML{int(each.opset_version) - 1}" for name, each in functions.items()},
         weights=weights,
     )
+    others = {each: _plans(model, each) for each in also}
+    return replace(
+        frozen,
+        rounded={each: replace(frozen, plans=plans, weights=weights) for each, (plans, weights) in others.items()},
+    )
+
+
+def _plans(model: Model, precision: Precision) -> tuple[dict[str, Plan], LentWeights]:
+    weights = LentWeights(precision)
+    return {name: compile(model, name, precision=precision, weights=weights) for name in model.functions}, weights
 
 
 def _features(model: Model, function: str) -> Iterable[Any]:

@@ -48,11 +48,13 @@ class Planner:
         """What is tried one by one: each function, or all of them together on one cache (``None``)."""
         return [*self.plans] if self.layout is None else [None]
 
-    def random(self, index: int, function: str | None, attempt: int = 0, *, positive: bool = False) -> Trial:
+    def random(
+        self, index: int, function: str | None, attempt: int = 0, *, positive: bool = False, large: bool = False
+    ) -> Trial:
         """Trial number ``index``; other attempts at it draw other sizes, ``positive`` ones numbers above zero."""
         rng = np.random.default_rng([self.seed, index, attempt])
         ordinary = not self.anything or index % 2 == 0
-        style = Style(ordinary, positive)
+        style = Style(ordinary, positive, large)
         if function is None:
             assert self.layout is not None
             return self._sequence(self.layout, index, rng, style)
@@ -63,9 +65,14 @@ class Planner:
         contents = (
             {} if ordinary else {name: _normal(info.shape, info.dtype, rng) for name, info in plan.states.items()}
         )
-        kind = "ordinary" if style.ordinary else "arbitrary"
+        kind = "large" if large else "ordinary" if ordinary else "arbitrary"
         sizes = f" of {', '.join(map(_times, shapes.values()))}" if is_flexible(plan) else ""
         return Trial(f"{kind} random inputs{sizes} for {function}", tuple(calls), contents)
+
+    def has_numbers(self, function: str | None) -> bool:
+        """Whether an input of the function, or of any, can be large."""
+        roles = self.roles.values() if function is None else [self.roles[function]]
+        return any(role.kind == "number" for each in roles for role in each.values())
 
     def given(self, inputs: Mapping[str, Any] | Sequence[int], function: str) -> Trial:
         """A trial on what the caller passed: one call's inputs by name, or a prompt's token ids."""
@@ -122,6 +129,7 @@ class Planner:
                 contents[slot.present] = _normal(layout.shape(slot, plan), layout.dtype(slot, plan), rng)
         steps = " + ".join(map(str, queries))
         what = "random tokens" if style.ordinary else "arbitrary inputs, masks and cache"
+        what = f"{what}, large numbers" if style.large else what
         return Trial(f"{what}, {steps} at slot {start} of {layout.context}", tuple(calls), contents)
 
     def _step(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from milopt.metrics import Exact, Metric
+from milopt.precisions import Precision
 from milopt.verify.measuring import Measured, Where
 from milopt.verify.scripts import Recipe, reproduction
 
-__all__ = ["Difference", "FirstValue", "Verdict"]
+__all__ = ["Difference", "FirstValue", "Safety", "Verdict"]
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,29 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Safety:
+    """How near an output, in a precision that rounds, comes to the original's float64 run, in dB: of both programs.
+
+    ``label`` says on what. -inf dB: an entry is NaN or infinite.
+    """
+
+    precision: Precision
+    label: str
+    output: str
+    before_db: float
+    after_db: float
+
+    def __str__(self) -> str:
+        return f"{self.before_db:.1f} dB before, {self.after_db:.1f} dB after, on {self.label}"
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The result of :func:`milopt.compare`; true when no difference was found.
 
     ``trials`` is how many were run, ``tried`` says on what, ``seconds`` how long it took. ``measured`` holds numbers
-    for every output, also when nothing is wrong; ``subject`` says whose work was judged.
+    for every output, also when nothing is wrong; ``safety`` those of precisions that the metric calls safe; ``subject``
+    says whose work was judged.
     """
 
     metric: Metric
@@ -59,6 +78,7 @@ class Verdict:
     difference: Difference | None = None
     subject: str = ""
     recipe: Recipe = field(default_factory=Recipe, repr=False)
+    safety: tuple[Safety, ...] = ()
 
     def __bool__(self) -> bool:
         return self.difference is None
@@ -91,7 +111,7 @@ class Verdict:
         count = f"{self.trials} trial{'' if self.trials == 1 else 's'}"
         subject = f"{self.subject}: " if self.subject else ""
         if self.difference is None:
-            return f"{subject}{self._agreement(count)}{self._nans()}"
+            return "\n".join([f"{subject}{self._agreement(count)}{self._nans()}", *self._safe()])
         lines = [f"{subject}{self._headline(count)}"]
         if self.difference.first is not None:
             lines.append(f"  first value that differs: {self.difference.first}")
@@ -109,6 +129,15 @@ class Verdict:
         if self.top1 is not None:
             numbers.append(f"top-1 kept in {self.top1:.1%}")
         return f"within bounds in {count} ({self.metric}): {', '.join(numbers) or 'no output is a number'}"
+
+    def _safe(self) -> list[str]:
+        """One line for each precision and kind of inputs: the output that came least near."""
+        worst: dict[tuple[str, str], Safety] = {}
+        for each in self.safety:
+            key = each.precision, each.label
+            if key not in worst or each.after_db < worst[key].after_db:
+                worst[key] = each
+        return [f"  {precision}: {each.output} {each}" for (precision, _), each in worst.items()]
 
     def _nans(self) -> str:
         return f"; up to {self.nan:.1%} of an output is NaN in both" if self.nan else ""

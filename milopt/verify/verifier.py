@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from milopt.errors import MiloptError, VerificationError
 from milopt.metrics import Exact, Lossy, Metric
+from milopt.precisions import Precision
 from milopt.reports import Report
 from milopt.signature import CacheSignature
 from milopt.verify.comparing import compare
@@ -48,7 +49,9 @@ class Verifier:
         self._model = model
         self._passes = tuple(passes)
         self._stage: _Stage | None = None
-        self._last = freeze(model) if mode is not None else None
+        metrics = [each.metric for each in passes]
+        self._safe_in = _joined(each.safe_in for each in metrics if isinstance(each, Exact))
+        self._last = freeze(model, also=self._safe_in) if mode is not None else None
 
     @classmethod
     def of(cls, verify: str | None, model: Model, passes: Sequence[Pass]) -> Verifier:
@@ -77,7 +80,7 @@ class Verifier:
         return self._stage is not None and type(self._passes[index + 1].metric) is not type(self._stage.metric)
 
     def _join(self, each: Pass, report: Report, metric: Metric) -> None:
-        precise = freeze(self._model)
+        precise = freeze(self._model, also=self._safe_in)
         judged = precise if isinstance(metric, Exact) else freeze(self._model, precision="declared")
         if self._stage is None:
             assert self._last is not None
@@ -102,10 +105,15 @@ class Verifier:
             raise VerificationError(str(verdict), verdict)
 
 
+def _joined(precisions: Iterable[tuple[Precision, ...]]) -> tuple[Precision, ...]:
+    """Each of them once, in order."""
+    return tuple(dict.fromkeys(each for several in precisions for each in several))
+
+
 def _weaker(one: Metric, other: Metric) -> Metric:
-    """What allows as much as both: errors of passes in a row add up."""
+    """What allows as much as both, since errors of passes in a row add up; what is safe for one must be for both."""
     if isinstance(one, Exact) and isinstance(other, Exact):
-        return Exact(max(one.rtol, other.rtol))
+        return Exact(max(one.rtol, other.rtol), _joined([one.safe_in, other.safe_in]))
     if isinstance(one, Lossy) and isinstance(other, Lossy):
         return Lossy(min(one.min_snr_db, other.min_snr_db), min(one.min_top1, other.min_top1))
     raise TypeError(f"{one} and {other} are of different kinds")

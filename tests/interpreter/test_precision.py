@@ -134,5 +134,5 @@ def test_inputs_are_rounded_to_their_declared_dtype() -> None:
 def test_an_unknown_precision_is_refused() -> None:
     wrong: Any = "fp16"
     precision: Precision = wrong
-    with pytest.raises(EvaluationError, match="no precision 'fp16'; choose declared or float64"):
+    with pytest.raises(EvaluationError, match="no precision 'fp16'; choose declared, declared-strict, float64"):
         compile(program(lambda x: mb.relu(x=x), {"x": HALF}), precision=precision)

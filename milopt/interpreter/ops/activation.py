@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import sqrt
+
 import torch
 from torch.nn import functional as F
 
@@ -34,11 +36,12 @@ def _(x: Tensor) -> Tensor:
 
 @activation("gelu")
 def _(x: Tensor, mode: str = "EXACT") -> Tensor:
+    """By the documented formulas; torch's exact float32 gelu of infinity is NaN."""
     if mode == "TANH_APPROXIMATION":
         return F.gelu(x, approximate="tanh")
     if mode == "SIGMOID_APPROXIMATION":
         return x * torch.sigmoid(1.702 * x)
-    return F.gelu(x)
+    return torch.erf(x * sqrt(0.5)).add_(1).mul_(0.5).mul_(x)
 
 
 @activation("softmax")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from milopt.interpreter.impls import Impls, Ints, Tensor
 
-__all__ = ["convolution", "padded", "paddings"]
+__all__ = ["conv", "convolution", "is_pointwise", "padded", "paddings", "pointwise"]
 
 convolution = Impls("convolution")
 
@@ -31,10 +31,9 @@ def conv(
 ) -> Tensor:
     """A kernel of one element with stride 1 is a matrix product, and run as one: torch's convolution is slower."""
     kernel = weight.shape[2:]
+    if is_pointwise(weight.shape, strides, pad_type, pad, dilations, groups):
+        return pointwise(x, weight.view(weight.shape[:2]), bias)
     strides = strides or (1,) * len(kernel)
-    padding_given = pad_type == "custom" and any(pad or ())
-    if groups == 1 and kernel.numel() == 1 and set(strides) == {1} and not padding_given:
-        return _pointwise(x, weight, bias)
     dilations = dilations or (1,) * len(kernel)
     before_after = paddings(pad_type, pad, x.shape[2:], kernel, strides, dilations)
     if before_after[::2] != before_after[1::2]:
@@ -43,17 +42,30 @@ def conv(
     return _CONV[len(kernel)](x, weight, bias, strides, before_after[::2], dilations, groups)
 
 
-def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``weight (O,I,1..) , x (N,I,*S) -> (N,O,*S)``."""
-    matrix = weight.view(weight.shape[0], weight.shape[1])
-    batch, size = x.shape[0], x.shape[2:]
-    if size.numel() == 1:  # a single position: F.linear reads the weight once, row by row
-        return F.linear(x.reshape(batch, -1), matrix, bias).view(batch, -1, *size)
-    columns = x.reshape(batch, x.shape[1], -1)
-    product = torch.matmul(matrix, columns)
+def pointwise(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``matrix (O,I), x (N,I,*S) -> (N,O,*S)``, laid out in memory as ``x`` is: its channels apart or side by side."""
+    batch, channels, *size = x.shape
+    if x.numel() == batch * channels:
+        return F.linear(x.reshape(batch, channels), matrix, bias).view(batch, -1, *size)
+    if x.stride(1) == 1:
+        return F.linear(x.movedim(1, -1), matrix, bias).movedim(-1, 1)
+    product = torch.matmul(matrix, x.reshape(batch, channels, -1))
     if bias is not None:
         product += bias[:, None]
     return product.view(batch, -1, *size)
+
+
+def is_pointwise(
+    weight: Sequence[int],
+    strides: Ints | None = None,
+    pad_type: str = "valid",
+    pad: Ints | None = None,
+    dilations: Ints | None = None,
+    groups: int = 1,
+) -> bool:
+    """Whether a convolution with a weight of that shape multiplies a matrix with the channels of each position."""
+    padding_given = pad_type == "custom" and any(pad or ())
+    return groups == 1 and set(weight[2:]) == {1} and set(strides or (1,)) == {1} and not padding_given
 
 
 def paddings(

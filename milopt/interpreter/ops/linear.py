@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from milopt.interpreter.impls import Impls, Tensor, Tensors
 
-__all__ = ["linear"]
+__all__ = ["attention", "linear"]
 
 linear = Impls("linear")
 
@@ -38,7 +38,7 @@ def _(values: Tensors, equation: str) -> Tensor:
 
 
 @linear("scaled_dot_product_attention")
-def _(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
     """``softmax(query @ keyᵀ / √E + mask) @ value``, written out as the op's documentation does.
 
     torch's own function gives zeros for a row that is masked altogether; the formula, and coremltools, give NaN.

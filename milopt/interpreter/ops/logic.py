@@ -8,7 +8,7 @@ import torch
 
 from milopt.interpreter.impls import Impls, Tensor
 
-__all__ = ["logic"]
+__all__ = ["logic", "truncated"]
 
 logic = Impls("logic")
 
@@ -57,12 +57,30 @@ _INTEGERS = {
 }
 
 
+# held in wider types, where they don't wrap by themselves
+_HELD_WIDER = {"uint16": 0xFFFF, "uint32": 0xFFFFFFFF}
+
+
+def truncated(x: Tensor) -> Tensor:
+    """Floats as int32, NaN and what lies beyond int32 as the smallest one.
+
+    That is numpy's ``astype`` on x86, on which coremltools' value inference rests; torch leaves it open.
+    """
+    lowest = -(2.0**31)
+    return torch.where((x >= lowest) & (x < -lowest), x, torch.full_like(x, lowest)).to(torch.int32)
+
+
 @logic("cast", shares="x")
 def _(x: Tensor, dtype: str) -> Tensor:
-    """Floats become integers by truncation. Between floats nothing is done: the run rounds to the declared type."""
+    """Floats become integers by truncation. Between floats nothing is done: the run rounds to the declared type.
+
+    NaN and what lies beyond int32 become the smallest int32, from which narrower types wrap: see :func:`truncated`.
+    """
     if dtype == "bool":
         return x != 0
     if dtype in _INTEGERS:
-        # by way of int64: out-of-range floats wrap like numpy's astype, on which coremltools' value_inference rests
-        return (x.to(torch.int64) if x.is_floating_point() else x).to(_INTEGERS[dtype])
+        if x.is_floating_point() and dtype not in ("int64", "uint32"):
+            x = truncated(x)
+        held = x.to(_INTEGERS[dtype])
+        return held & _HELD_WIDER[dtype] if dtype in _HELD_WIDER else held
     return x if x.is_floating_point() else x.double()

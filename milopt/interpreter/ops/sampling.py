@@ -47,8 +47,9 @@ def _(
         high, wide = (x.shape[2] - 1, x.shape[3] - 1) if normalized_coordinates else (1, 1)
         top, bottom = top * high * spatial_scale, bottom * high * spatial_scale
         left, right = left * wide * spatial_scale, right * wide * spatial_scale
-        vertical = top + sampling_points(bottom - top, target_height, sampling_mode)
-        horizontal = left + sampling_points(right - left, target_width, sampling_mode)
+        # the last point must not be rounded to beyond the box, which may end where the image does
+        vertical = (top + sampling_points(bottom - top, target_height, sampling_mode)).clamp(max=max(top, bottom))
+        horizontal = (left + sampling_points(right - left, target_width, sampling_mode)).clamp(max=max(left, right))
         crops.append(_box(row, vertical, horizontal, pad_value))
     return torch.stack(crops) if roi is not None else torch.cat(crops)
 

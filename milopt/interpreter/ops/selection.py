@@ -1,7 +1,9 @@
 """Gathering and scattering by index.
 
-Indices below zero count from the end: iOS15 and iOS16 allow them. From iOS17 on they are out of bounds: then
-``validate_indices`` makes them an error, and without it MIL leaves open what they do. Too large ones always raise.
+Indices below zero count from the end: iOS15 and iOS16 allow them. From iOS17 on, where the ops have the input
+``validate_indices``, they are out of bounds: an error with it, and without it MIL leaves open what they do, but for
+memory. Gathering then still counts them from the end, as coremltools' value inference does, and refuses too large ones
+like it; scattering leaves out what would be written out of bounds.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import torch
 
 from milopt.interpreter.impls import Impls, Tensor
+from milopt.interpreter.ops.elementwise import quotients
 
 __all__ = ["selection"]
 
@@ -62,42 +65,81 @@ def _wrapped(indices: Tensor, size: int, validate: bool) -> Tensor:
     return torch.where(places < 0, places + size, places)
 
 
+def _bounded(indices: Tensor, size: int, validate: bool | None) -> Tensor:
+    """Where to scatter along an axis of ``size``: one beyond it for what is left out."""
+    places = indices.to(torch.int64)
+    if validate is None:
+        places = torch.where(places < 0, places + size, places)
+    outside = (places < 0) | (places >= size)
+    if validate is not False and bool(outside.any()):
+        raise IndexError(f"index {int(places[outside][0])} is out of bounds for {size} elements")
+    return places.masked_fill(outside, size)
+
+
 _REDUCE = {"mul": "prod", "max": "amax", "min": "amin"}
 
 
 @selection("scatter")
 def _(
-    data: Tensor, indices: Tensor, updates: Tensor, axis: int = 0, mode: str = "add", validate_indices: bool = False
+    data: Tensor,
+    indices: Tensor,
+    updates: Tensor,
+    axis: int = 0,
+    mode: str = "add",
+    validate_indices: bool | None = None,
 ) -> Tensor:
     """``updates`` has the shape of ``data`` but for ``axis``, where it is as long as ``indices``."""
     axis %= data.dim()
     shape = [-1 if i == axis else 1 for i in range(data.dim())]
-    places = _wrapped(indices, data.shape[axis], validate_indices).reshape(shape).expand(updates.shape)
+    places = _bounded(indices, data.shape[axis], validate_indices).reshape(shape).expand(updates.shape)
     return _scattered(data, axis, places, updates, mode)
 
 
 @selection("scatter_along_axis")
 def _(
-    data: Tensor, indices: Tensor, updates: Tensor, axis: int = 0, mode: str = "add", validate_indices: bool = False
+    data: Tensor,
+    indices: Tensor,
+    updates: Tensor,
+    axis: int = 0,
+    mode: str = "add",
+    validate_indices: bool | None = None,
 ) -> Tensor:
-    return _scattered(data, axis, _wrapped(indices, data.shape[axis], validate_indices), updates, mode)
+    return _scattered(data, axis, _bounded(indices, data.shape[axis], validate_indices), updates, mode)
 
 
 @selection("scatter_nd")
-def _(data: Tensor, indices: Tensor, updates: Tensor, mode: str = "add", validate_indices: bool = False) -> Tensor:
+def _(
+    data: Tensor, indices: Tensor, updates: Tensor, mode: str = "add", validate_indices: bool | None = None
+) -> Tensor:
     """``data[indices[i]] = updates[i]``, or combined with what is there, element by element of the flat tensor."""
-    flat = torch.arange(data.numel()).reshape(data.shape)[_places(data, indices, validate_indices)]
+    sizes = data.shape[: indices.shape[-1]]
+    starts = torch.zeros(indices.shape[:-1], dtype=torch.int64)
+    inside = torch.ones(indices.shape[:-1], dtype=torch.bool)
+    for i, size in enumerate(sizes):
+        places = _bounded(indices[..., i], size, validate_indices)
+        starts = starts * size + places
+        inside &= places < size
+    each = data.shape[len(sizes) :].numel()
+    flat = starts[..., None] * each + torch.arange(each)
+    flat = torch.where(inside[..., None], flat, data.numel())
     return _scattered(data.reshape(-1), 0, flat.reshape(-1), updates.reshape(-1), mode).reshape(data.shape)
 
 
 def _scattered(data: Tensor, axis: int, places: Tensor, updates: Tensor, mode: str) -> Tensor:
-    """Where an index comes twice, updates add up, multiply...; with ``update`` it is open which one stays."""
+    """Where an index comes twice, updates add up, multiply...; with ``update`` it is open which one stays.
+
+    ``places`` may point one beyond the axis, at a row that is dropped.
+    """
+    size = data.shape[axis]
+    if places.numel() and int(places.max()) == size:
+        spare = data.new_ones([1 if i == axis % data.dim() else each for i, each in enumerate(data.shape)])
+        return _scattered(torch.cat([data, spare], axis), axis, places, updates, mode).narrow(axis, 0, size)
     if mode == "update":
         return data.scatter(axis, places, updates)
     if mode in ("add", "sub"):
         return data.scatter_add(axis, places, updates if mode == "add" else -updates)
     if mode == "div":
-        return data / torch.ones_like(data).scatter_reduce(axis, places, updates, "prod")
+        return quotients(data, torch.ones_like(data).scatter_reduce(axis, places, updates, "prod"))
     return data.scatter_reduce(axis, places, updates, _REDUCE[mode])
 
 
