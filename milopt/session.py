@@ -65,8 +65,10 @@ class Plans:
     positions (``position_ids``); it returns ``logits`` (1, Q, V). MiloptError says what is missing.
     """
 
-    def __init__(self, model: Model, *, precision: Precision = "declared", keep_weights: bool = True) -> None:
-        plans = compile_all(model, precision=precision, keep_weights=keep_weights)
+    def __init__(
+        self, model: Model, *, precision: Precision = "declared", keep_weights: bool = True, device: str = "cpu"
+    ) -> None:
+        plans = compile_all(model, precision=precision, keep_weights=keep_weights, device=device)
         layout = recognise(plans, CacheSignature.from_metadata(model.metadata))
         if layout is None:
             first = plans[model.default_function] if model.default_function in plans else next(iter(plans.values()))
@@ -164,9 +166,17 @@ class Session:
     :meth:`fork` share everything but the cache.
     """
 
-    def __init__(self, model: Model | Plans, *, precision: Precision = "declared", keep_weights: bool = True) -> None:
-        plans = model if isinstance(model, Plans) else Plans(model, precision=precision, keep_weights=keep_weights)
-        self.plans = plans
+    def __init__(
+        self,
+        model: Model | Plans,
+        *,
+        precision: Precision = "declared",
+        keep_weights: bool = True,
+        device: str = "cpu",
+    ) -> None:
+        if not isinstance(model, Plans):
+            model = Plans(model, precision=precision, keep_weights=keep_weights, device=device)
+        self.plans = plans = model
         self.position = 0
         self._caches = plans.layout.empty(plans.plans)
 
@@ -208,14 +218,16 @@ class Session:
             raise MiloptError(f"{count} not fit a context of {self.context}{used}")
         if wrong := [token for token in tokens if not 0 <= token < self.plans.vocabulary]:
             raise MiloptError(f"token {wrong[0]} is not one of the vocabulary's {self.plans.vocabulary}")
-        rows = [np.zeros((0, self.plans.vocabulary), np.float32)]
+        rows: list[npt.NDArray[np.float32]] = []
         done = 0
         for block in list(blocks(self.query_lengths, self.position, total, self.context)):
             rows.append(self._run(block, tokens[done : done + block.count], last_only))
             done += block.count
             if progress is not None:
                 progress(done, total)
-        return rows[-1] if last_only else np.concatenate(rows)
+        if not rows:
+            return np.zeros((0, self.plans.vocabulary), np.float32)
+        return rows[-1] if last_only or len(rows) == 1 else np.concatenate(rows)
 
     def _run(self, block: Block, tokens: Sequence[int], last_only: bool) -> npt.NDArray[np.float32]:
         function = self.plans.functions[block.length]
@@ -223,5 +235,7 @@ class Session:
         self.position += block.count
         logits = outputs[function.logits].reshape(block.length, function.vocabulary)
         first = block.count - 1 if last_only else 0
-        # a copy: a view would keep the padded rows' logits alive
-        return np.array(logits[first : block.count].numpy(), np.float32)
+        if first == 0 and block.count == block.length:
+            return np.asarray(logits.cpu().numpy(), np.float32)
+        # a copy: a view would keep the other rows' logits alive
+        return np.array(logits[first : block.count].cpu().numpy(), np.float32)

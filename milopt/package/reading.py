@@ -23,6 +23,7 @@ import numpy as np
 from milopt.errors import MiloptError, PackageError
 from milopt.mil import Block, Program, Target, Var, mb
 from milopt.package.naming import make_names_unique
+from milopt.package.unknown import refuse_unknown_ops
 from milopt.package.weights import Weights
 
 __all__ = ["OPSETS", "read_program"]
@@ -37,6 +38,7 @@ def read_program(proto: Any, weights: Weights, order: Iterable[str], where: str)
 
     Attributes of functions, which the reader refuses, are cleared from ``proto``; the caller keeps them.
     """
+    refuse_unknown_ops(proto, where)
     _move_symbols_past(proto)
     program = Program()
     names = [name for name in order if name in proto.functions]
@@ -103,7 +105,7 @@ def _isolated_builder(weights: Weights) -> Generator[None]:
         stock = milproto._load_value  # pyright: ignore[reportPrivateUsage]
         counts, stack = mb.name_count, pymil_block.BLOCK_STACK
         milproto._load_value = load_value  # pyright: ignore[reportPrivateUsage]
-        mb.name_count = defaultdict(int)
+        mb.name_count, pymil_block.BLOCK_STACK = defaultdict(int), []
         try:
             yield
         finally:
