@@ -201,31 +201,21 @@ def table(rounds: dict[str, list[Run]], threads: int) -> str:
 
 
 def profile(path: Path) -> str:
-    """Where the time of a token goes, by op type, on one thread with a listener."""
+    """Where the time of a token goes, by op type, on one thread and with a listener."""
     torch: Any = importlib.import_module("torch")
     torch.set_num_threads(1)
-    milopt = importlib.import_module("milopt")
-    seconds: dict[str, float] = {}
-
-    class Clock:
-        def before(self, step: Any, values: Any) -> None:
-            self.start = time.perf_counter()
-
-        def after(self, step: Any, outputs: Any) -> None:
-            seconds[step.op_type] = seconds.get(step.op_type, 0.0) + time.perf_counter() - self.start
-
-    session: Any = milopt.Session(milopt.load(path))
+    milopt: Any = importlib.import_module("milopt")
+    model = milopt.load(path)
+    session = milopt.Session(model)
     session.feed([1])
-    plan = session.plans.functions[1].plan
-    state = milopt.make_state(milopt.load(path))
-    inputs = session.plans.functions[1].inputs([1], 1)
-    inputs |= {name: [1] for name in plan.inputs if name not in inputs}
-    for _ in range(8):
-        plan.run(inputs, state, listeners=[Clock()])
-    total = sum(seconds.values())
-    shares = sorted(seconds.items(), key=lambda item: -item[1])
+    function = session.plans.functions[1]
+    inputs = function.inputs([1], 1)
+    inputs |= {name: [1] for name in function.plan.inputs if name not in inputs}
+    state = milopt.make_state(model)
+    types = milopt.observation.profile(function.plan, inputs, runs=8, state=state).types
+    total = sum(each.seconds for each in types)
     return "One token of the rewritten fp16 program, op by op: " + listed(
-        f"{op} {share / total:.0%}" for op, share in shares if share / total >= 0.01
+        f"{each.op_type} {each.seconds / total:.0%}" for each in types if each.seconds >= 0.01 * total
     )
 
 

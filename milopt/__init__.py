@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from milopt.package import Model, load
     from milopt.pattern import Const, Ops, Scalar, Value
     from milopt.pipeline import Pass, Pipeline, RulePass
+    from milopt.prediction import Predictor, predict
     from milopt.reports import NoMatch, Report, require
     from milopt.rules import Rule, apply
     from milopt.session import Session
@@ -42,6 +43,7 @@ __all__ = [
     "Ops",
     "Pass",
     "Pipeline",
+    "Predictor",
     "Report",
     "Rule",
     "RulePass",
@@ -56,6 +58,7 @@ __all__ = [
     "freeze",
     "load",
     "make_state",
+    "predict",
     "require",
 ]
 
@@ -71,6 +74,7 @@ _HOMES = {
     "package": ("Model", "load"),
     "pattern": ("Const", "Ops", "Scalar", "Value"),
     "pipeline": ("Pass", "Pipeline", "RulePass"),
+    "prediction": ("Predictor", "predict"),
     "reports": ("NoMatch", "Report", "require"),
     "rules": ("Rule", "apply"),
     "session": ("Session",),
@@ -78,7 +82,7 @@ _HOMES = {
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 # Parts with names of their own: milopt.huggingface.convert, milopt.testing.check_rule
-_PARTS = ("huggingface", "testing")
+_PARTS = ("huggingface", "observation", "testing")
 
 silence_start_up()
 

@@ -14,7 +14,15 @@ import pytest
 
 import milopt
 
-_PUBLIC = ("milopt", "milopt.huggingface", "milopt.testing", "milopt.interpreter", "milopt.verify", "milopt.package")
+_PUBLIC = (
+    "milopt",
+    "milopt.huggingface",
+    "milopt.testing",
+    "milopt.interpreter",
+    "milopt.observation",
+    "milopt.verify",
+    "milopt.package",
+)
 
 
 def run(code: str) -> tuple[int, str]:

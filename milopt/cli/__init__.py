@@ -1,7 +1,8 @@
-"""The command line: ``milopt convert``, ``optimize``, ``verify``, ``inspect``, ``passes``, ``generate``, ``demo``.
+"""The command line: ``milopt convert``, ``optimize``, ``verify``, ``run``, ``inspect``, ``passes``, ``generate`` and
+``demo``.
 
-Exit status: 0 when all is well, 1 when a verification failed, 2 for bad input, 130 after Ctrl-C, 70 for a fault of
-milopt itself.
+Exit status: 0 when all is well, 1 when a verification failed or an overflow was found, 2 for bad input, 130 after
+Ctrl-C, 70 for a fault of milopt itself.
 """
 
 from __future__ import annotations

@@ -14,11 +14,12 @@ from milopt.cli.generate import generate
 from milopt.cli.inspect import inspect
 from milopt.cli.optimize import optimize
 from milopt.cli.passes import passes
+from milopt.cli.run import run
 from milopt.cli.verify import verify
 
 __all__ = ["command"]
 
-_COMMANDS = (convert, optimize, verify, inspect, passes, generate, demo)
+_COMMANDS = (convert, optimize, verify, run, inspect, passes, generate, demo)
 
 
 def _version(wanted: bool) -> None:

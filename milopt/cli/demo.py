@@ -216,7 +216,8 @@ class _Demo:
         self.console.print()
 
     def _print_sizes(self) -> None:
-        from milopt.cli.tables import size, table
+        from milopt.cli.tables import size
+        from milopt.tables import table
 
         rows = [(name, size(count), f"{count / self.sizes['fp16']:.3f}") for name, count in self.sizes.items()]
         self.console.print(table("Packages", "package", ">bytes", ">of fp16", rows=rows))
@@ -224,7 +225,7 @@ class _Demo:
         self.promises.append((f"palettized is at most {_PALETTIZED_SIZE} of fp16", ratio <= _PALETTIZED_SIZE))
 
     def _print_quality(self) -> None:
-        from milopt.cli.tables import table
+        from milopt.tables import table
 
         torch = self.quality["torch fp32"]
         rows = [
@@ -239,7 +240,8 @@ class _Demo:
             self.promises.append((f"{name} is within {bound} of torch", kept))
 
     def _print_promises(self) -> None:
-        from milopt.cli.tables import size, table
+        from milopt.cli.tables import size
+        from milopt.tables import table
 
         rows = [(what, "yes" if kept else "NO") for what, kept in self.promises]
         self.console.print(table("Promises", "what", "kept", rows=rows))

@@ -111,7 +111,8 @@ def _compression(model: Model) -> dict[str, int]:
 def _print(console: Console, facts: dict[str, Any], listed: int) -> None:
     from rich.text import Text
 
-    from milopt.cli.tables import size, table
+    from milopt.cli.tables import size
+    from milopt.tables import table
 
     version = facts["specification_version"]
     total = sum(each["bytes"] for each in facts["weights"])

@@ -34,10 +34,10 @@ def passes(
 
 def _list() -> None:
     from milopt.cli.console import output
-    from milopt.cli.tables import table
     from milopt.pipeline import DEFAULT
     from milopt.registry import names, pass_class
     from milopt.spec import split_spec
+    from milopt.tables import table
 
     by_default = [name for name, _ in split_spec(DEFAULT)]
     rows: list[tuple[str, str, str, str]] = []
@@ -51,8 +51,8 @@ def _list() -> None:
 
 def _describe(name: str) -> None:
     from milopt.cli.console import output
-    from milopt.cli.tables import table
     from milopt.registry import pass_class
+    from milopt.tables import table
 
     cls = pass_class(name)
     console = output()

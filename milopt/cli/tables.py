@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from milopt.census import Census
 from milopt.reports import Report
+from milopt.tables import table
 
-__all__ = ["print_census", "print_passes", "size", "table"]
+__all__ = ["print_census", "print_passes", "size"]
 
 # What the passes are about; shown even where nothing changed.
 _ALWAYS = ("linear", "conv", "matmul", "scaled_dot_product_attention", "softmax", "transpose", "reshape")
@@ -25,16 +22,6 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
-
-
-def table(title: str, *columns: str, rows: Iterable[Sequence[object]] = ()) -> Table:
-    """A plain table; columns whose name starts with ``>`` are aligned to the right."""
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
-    for column in columns:
-        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*(Text(str(cell)) for cell in row))
-    return made
 
 
 def print_census(console: Console, before: Census, after: Census, *, everything: bool = False) -> None:

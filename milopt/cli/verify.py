@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,14 @@ import typer
 
 from milopt.cli.options import Debug
 
-__all__ = ["verify"]
+__all__ = ["Rounded", "verify"]
+
+
+class Rounded(str, Enum):
+    """The precisions that round."""
+
+    declared = "declared"
+    strict = "declared-strict"
 
 
 def verify(
@@ -28,6 +36,13 @@ def verify(
     min_top1: Annotated[
         float, typer.Option("--min-top1", min=0, max=1, help="With --min-snr: share of top-1 kept.")
     ] = 0,
+    safe_in: Annotated[
+        list[Rounded] | None,
+        typer.Option(
+            "--safe-in",
+            help="Also judge whether B, rounded so, comes as near to A's float64 as A does. Repeatable.",
+        ),
+    ] = None,
     function: Annotated[str | None, typer.Option(help="The function to run, if not each package's default.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random inputs.")] = 0,
     debug: Debug = False,
@@ -42,14 +57,19 @@ def verify(
     * milopt verify in.mlpackage out.mlpackage
 
     * milopt verify in.mlpackage palettized.mlpackage --min-snr 20 --min-top1 0.9
+
+    * milopt verify in.mlpackage safe.mlpackage --safe-in declared --safe-in declared-strict
     """
     del debug
     from milopt.cli.console import output, steps
+    from milopt.errors import MiloptError
     from milopt.metrics import Exact, Lossy
     from milopt.package import load
     from milopt.verify import compare
 
-    metric = Exact(rtol) if min_snr is None else Lossy(min_snr, min_top1)
+    if safe_in and min_snr is not None:
+        raise MiloptError("--safe-in judges exact rewrites: leave out --min-snr")
+    metric = Exact(rtol, tuple(each.value for each in safe_in or ())) if min_snr is None else Lossy(min_snr, min_top1)
     with steps() as tell:
         tell(f"load {before.name} and {after.name}")
         one, other = load(before), load(after)

@@ -21,7 +21,7 @@ from tests.verify.decoders import Decoder
 
 Capture = pytest.CaptureFixture[str]
 
-COMMANDS = ("convert", "optimize", "verify", "inspect", "passes", "generate", "demo")
+COMMANDS = ("convert", "optimize", "verify", "run", "inspect", "passes", "generate", "demo")
 
 
 def printed(capsys: Capture, *arguments: object, status: int = 0) -> str:
@@ -73,9 +73,17 @@ def test_verify_finds_a_difference(stateful: Path, tmp_path: Path, capsys: Captu
     assert "within bounds" in printed(capsys, "verify", stateful, wrong, "--min-snr", "20")
 
 
+def test_verify_judges_safety(package: Path, capsys: Capture) -> None:
+    told = printed(capsys, "verify", package, package, "--safe-in", "declared", "--safe-in", "declared-strict")
+    assert "safe in declared and declared-strict" in told
+    assert "  declared-strict: " in told
+
+
 def test_verify_refuses(package: Path, capsys: Capture) -> None:
     assert "nothing" in refused(capsys, "verify", package, package, "--function", "nothing")
     assert "--trials" in refused(capsys, "verify", package, package, "--trials", "0")
+    assert "--min-snr" in refused(capsys, "verify", package, package, "--safe-in", "declared", "--min-snr", "20")
+    assert "--safe-in" in refused(capsys, "verify", package, package, "--safe-in", "fp16")
 
 
 # --- inspect
