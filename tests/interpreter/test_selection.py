@@ -63,6 +63,32 @@ COMBINED: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+@pytest.mark.parametrize("op_type", ["scatter", "scatter_along_axis", "scatter_nd"])
+def test_where_scattering_leaves_the_data_depends_on_the_version(op_type: str) -> None:
+    def build(x: Any, i: Any, u: Any, **options: Any) -> Any:
+        if op_type == "scatter_nd":
+            return mb.scatter_nd(data=x, indices=mb.expand_dims(x=i, axes=[1]), updates=u, mode="add", **options)
+        return getattr(mb, op_type)(data=x, indices=i, updates=u, axis=0, mode="add", **options)
+
+    values = {"x": np.zeros(3, np.float32), "u": np.ones(2, np.float32)}
+
+    def scattered(places: Any, opset: Any, **options: Any) -> list[float]:
+        def with_options(x: Any, i: Any, u: Any) -> Any:
+            return build(x, i, u, **options)
+
+        (found,) = run(with_options, {**values, "i": places}, opset=opset)
+        return list(found)
+
+    assert scattered(ints(-1, 0), target.iOS16) == [1, 0, 1]
+    assert scattered(ints(-1, 0), target.iOS17) == [1, 0, 0]
+    assert scattered(ints(3, 1), target.iOS17) == [0, 1, 0]
+    with pytest.raises(EvaluationError, match="index 3 is out of bounds for 3 elements"):
+        scattered(ints(3, 0), target.iOS16)
+    for places in (ints(-1, 0), ints(3, 0)):
+        with pytest.raises(EvaluationError, match="is out of bounds"):
+            scattered(places, target.iOS17, validate_indices=True)
+
+
 @pytest.mark.parametrize("mode", COMBINED)
 def test_scatter_combines_with_what_is_there(mode: str) -> None:
     def build(x: Any, u: Any) -> Any:
