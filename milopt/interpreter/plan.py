@@ -49,7 +49,7 @@ class Plan:
         the state don't fit the declaration, or when an op fails or breaks its declared type.
         """
         frame = Frame(self.slots, tuple(cast("Listener", each) for each in listeners))
-        with torch.inference_mode(), values_on(self.device):
+        with torch.inference_mode(), values_on(self.device), np.errstate(all="ignore"):
             self._bind_inputs(inputs, frame)
             self._bind_states(state, frame)
             values = self.body.run(frame)

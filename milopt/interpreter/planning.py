@@ -94,7 +94,8 @@ class Planner:
         mine = set(own).union(result.slot for step in steps for result in step.results)
         read = frozenset(kept).union(*(step.reads for step in steps))
         steps = _freeing(steps, mine, kept)
-        return Body(tuple(own), tuple(steps), lowered(steps, mine, kept), outputs, read - mine), sharing
+        instructions = lowered(steps, mine, kept, numbers=self.weights.device.type == "cpu")
+        return Body(tuple(own), tuple(steps), instructions, outputs, read - mine), sharing
 
     def _decode(self, op: mil.Operation, impl: Impl) -> None:
         known = {parameter.name: parameter for parameter in impl.parameters}

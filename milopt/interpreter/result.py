@@ -42,6 +42,11 @@ class Result:
         return self._static
 
     @property
+    def held(self) -> torch.dtype | None:
+        """The torch dtype of what is settled."""
+        return self._held
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """The declared shape, where it is static."""
         return tuple(size for size in self._shape or () if isinstance(size, int))

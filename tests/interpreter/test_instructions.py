@@ -187,3 +187,67 @@ def test_a_convolution_among_reshapes_of_one_row(length: int) -> None:
         torch.testing.assert_close(value, observed(plan, inputs)[name], rtol=1e-13, atol=1e-13)
     if length == 1:
         assert executed(plan) == ["relu", "conv", "conv", "squeeze", "relu"] or executed(plan).count("expand_dims") == 0
+
+
+EDGES = [0.0, -0.0, 1.0, -3.0, 2**-24, -(2.0**-14), 1000.0, 65504.0, -65504.0, 0.1, np.inf, -np.inf, np.nan]
+
+
+@pytest.mark.parametrize("op", ["add", "sub", "mul", "real_div", "maximum"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_numbers_have_the_bits_of_tensors(op: str, dtype: Any) -> None:
+    def build(x: Any, y: Any) -> Any:
+        first = getattr(mb, op)(x=mb.square(x=x), y=mb.tanh(x=y))
+        return mb.exp(x=getattr(mb, op)(x=first, y=dtype(1.7)), name="out")
+
+    ones = np.ones((1, 1), dtype)
+    plan = compile(program(build, {"x": ones, "y": ones}))
+    assert executed(plan) == ["square", "tanh", op, op, "exp"]
+    for x in EDGES:
+        for y in EDGES:
+            inputs = {"x": np.full((1, 1), x, dtype), "y": np.full((1, 1), y, dtype)}
+            expected = observed(plan, inputs)["out"]
+            torch.testing.assert_close(plan.run(inputs)["out"], expected, rtol=0, atol=0, equal_nan=True)
+
+
+@given(
+    made=mil.programs(ops=mil.ELEMENTWISE | mil.REDUCTION, max_ops=12, max_side=2, dtype="fp16"), seed=st.integers(0, 9)
+)
+@settings(max_examples=60, deadline=None)
+def test_programs_on_few_elements_give_the_same_bits(made: Program, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    inputs = {
+        name: (300 * rng.standard_normal([int(size) for size in info.shape or ()])).astype(np.float16)
+        for name, info in compile(made).inputs.items()
+    }
+    assert_same(made, inputs)
+
+
+def test_the_norm_of_one_token_is_computed_with_numbers() -> None:
+    """What fp16-safe-norm writes: of the ops on one element, none makes a tensor but rsqrt."""
+    half = np.float16
+
+    def build(x: Any) -> Any:
+        largest = mb.maximum(x=mb.reduce_max(x=mb.abs(x=x), axes=[-1], keep_dims=True), y=half(0.004))
+        scale = mb.real_div(x=half(4), y=largest)
+        scaled = mb.mul(x=x, y=scale)
+        mean = mb.reduce_mean(x=mb.mul(x=scaled, y=scaled), axes=[-1], keep_dims=True)
+        part = mb.mul(x=scale, y=half(0.002))
+        factor = mb.mul(x=scale, y=mb.rsqrt(x=mb.add(x=mean, y=mb.mul(x=part, y=part)), epsilon=half(0)))
+        return mb.mul(x=mb.mul(x=x, y=factor), y=normals(1, 1, 8, dtype=np.float16), name="out")
+
+    x = 100 * normals(1, 1, 8, dtype=np.float16)
+    plan = assert_same(program(build, {"x": x}), {"x": x})
+    values: list[Any] = []
+    for instruction in plan.body.instructions:
+        call = instruction.step.call
+        values += [instruction.step.op_type] if call.func.__module__ == "milopt.interpreter.numbers" else []
+    assert values == ["maximum", "real_div", "mul", "mul", "add", "mul"]
+
+
+def test_a_number_that_is_an_output_or_is_reshaped_is_a_tensor() -> None:
+    def build(x: Any) -> Any:
+        y = mb.add(x=mb.square(x=x), y=np.float32(1))
+        z = mb.mul(x=y, y=np.float32(3), name="kept")
+        return [z, mb.concat(values=[y, z], axis=0, name="both"), mb.reshape(x=z, shape=[1, 1, 1], name="shaped")]
+
+    assert_same(program(build, {"x": normals(1)}), {"x": normals(1)})
