@@ -15,6 +15,7 @@ except ImportError:
 
 from milopt.testing import strategies
 from milopt.testing.checks import check_pass, check_rule
+from milopt.testing.coremltools_adapter import coremltools_predict
 from milopt.testing.goldens import golden
 
-__all__ = ["check_pass", "check_rule", "golden", "strategies"]
+__all__ = ["check_pass", "check_rule", "coremltools_predict", "golden", "strategies"]
