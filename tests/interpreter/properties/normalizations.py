@@ -41,7 +41,8 @@ def _rounding(x: Any, axes: tuple[int, ...], epsilon: float) -> Any:
     """How far the result may be off: by its own size, and by what the mean rounds away, over the deviation."""
     centered = x - x.mean(axes, keepdims=True)
     deviation = np.sqrt((centered**2).mean(axes, keepdims=True) + epsilon)
-    largest = np.abs(x).max(axes, keepdims=True)
+    # what is rounded below the smallest normal fp32 number is off by as much as at that number, whatever its size
+    largest = np.maximum(np.abs(x).max(axes, keepdims=True), 2.0**-126)
     # the deviation itself is off by as much as the mean
     return (np.abs(centered) + largest) / deviation * (1 + largest / deviation * np.minimum(1, largest / deviation))
 
