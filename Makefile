@@ -30,7 +30,7 @@ test-slow: $(VENV)/.installed-huggingface,testing,references $(VENV)/.installed-
 
 # All 12661 of them; PEERS='converters/mil/mil/passes/tests -k conv' runs others. pytest-xdist takes every core.
 PEERS ?= converters/mil/mil/ops/tests
-peer-tests: $(VENV)/.installed-huggingface,testing
+peer-tests: $(VENV)/.installed-huggingface,testing,references
 	$(python) -m tests.peers $(PEERS) -n auto
 
 property-tests: $(VENV)/.installed-huggingface,testing

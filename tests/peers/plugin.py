@@ -94,12 +94,16 @@ class _Peers:
             asked = int(properties.get("answered", 0)) + int(properties.get("refused", 0))
             self.summary.add(Result(report.nodeid, outcome, asked, _last_line(report)))
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.summary.broken[report.nodeid] = str(report.longrepr).strip().split("\n")[-1][:300]
+
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if hasattr(self.config, "workerinput"):  # xdist: the controller has all results
             return
         if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-            session.exitstatus = int(bool(self.summary.unknown) or self.summary.share < _GOAL)
+            session.exitstatus = int(not self.summary.is_good(_GOAL))
         path: str | None = self.config.getoption("peers_report")
         if path is not None:
             Path(path).write_text(json.dumps(self.summary.to_json(), indent=1) + "\n")

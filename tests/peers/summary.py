@@ -24,8 +24,11 @@ class Result:
 
 @dataclass
 class Summary:
+    """``broken``: files whose tests could not be collected, and why."""
+
     known: tuple[Known, ...]
     results: dict[str, Result] = field(default_factory=dict[str, Result])
+    broken: dict[str, str] = field(default_factory=dict[str, str])
 
     def add(self, result: Result) -> None:
         """A test that passes and then fails in its teardown has failed."""
@@ -49,6 +52,10 @@ class Summary:
     def unknown(self) -> list[Result]:
         return [each for each in self.failed if not self._reason(each)]
 
+    def is_good(self, goal: float) -> bool:
+        """Whether everything ran, and what failed is known and little."""
+        return not self.unknown and not self.broken and self.share >= goal
+
     @property
     def repaired(self) -> list[str]:
         """Known failures that passed."""
@@ -71,6 +78,8 @@ class Summary:
     def lines(self, goal: float) -> Iterator[str]:
         yield ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in self.counts().items())
         yield f"{self.share:.2%} of the tests in which milopt predicted passed (goal {goal:.0%})"
+        for name, message in self.broken.items():
+            yield f"NOT COLLECTED {name}: {message}"
         for each in self.unknown:
             yield f"UNKNOWN FAILURE {each.test}: {each.message}"
         for test in self.repaired:
@@ -78,4 +87,4 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         tests = [asdict(each) for each in sorted(self.results.values(), key=lambda each: each.test)]
-        return {**self.counts(), "share": self.share, "repaired": self.repaired, "results": tests}
+        return {**self.counts(), "share": self.share, "broken": self.broken, "repaired": self.repaired, "results": tests}

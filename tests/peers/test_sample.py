@@ -63,5 +63,13 @@ def test_known_failures_are_told_from_others_and_reported_when_they_pass() -> No
     assert any("but passes" in line for line in made.lines(0.99))
 
 
+def test_a_file_that_is_not_collected_is_a_failure() -> None:
+    made = summary(Result("a", "passed", 1))
+    assert made.is_good(0.99)
+    made.broken["test_reduction.py"] = "ModuleNotFoundError: No module named 'scipy'"
+    assert not made.is_good(0.99)
+    assert any(line.startswith("NOT COLLECTED test_reduction.py: ModuleNotFoundError") for line in made.lines(0.99))
+
+
 def test_nothing_predicted_is_no_success() -> None:
     assert summary(Result("a", "passed", 0)).share == 0
