@@ -87,4 +87,5 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         tests = [asdict(each) for each in sorted(self.results.values(), key=lambda each: each.test)]
-        return {**self.counts(), "share": self.share, "broken": self.broken, "repaired": self.repaired, "results": tests}
+        found = {"share": self.share, "broken": self.broken, "repaired": self.repaired}
+        return {**self.counts(), **found, "results": tests}
