@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from milopt.mil import Block, Function, Operation, Program, Var
+from milopt.package.weights import Packed
 
 __all__ = ["clone_program"]
 
@@ -89,7 +90,11 @@ class _Cloner:
             return _CONTAINERS[kind](map(self.value, value))
         if issubclass(kind, dict):
             return self.entries(copy.copy(value))
-        if hasattr(kind, "__type_info__") or (hasattr(kind, "set_name") and hasattr(value, "sym_shape")):
+        if (
+            issubclass(kind, Packed)
+            or hasattr(kind, "__type_info__")
+            or (hasattr(kind, "set_name") and hasattr(value, "sym_shape"))
+        ):
             # PyMIL's box around a value that is known before the program runs, or the placeholder of an input
             clone = self.known[id(value)] = copy.copy(value)
             clone.__dict__ = self.entries(dict(clone.__dict__))

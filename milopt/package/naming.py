@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any
 
 from milopt.mil import Block, Function, Program
+from milopt.package.origin import function_origin
 
 __all__ = ["make_names_unique", "temporarily_unique_names"]
 
@@ -49,7 +50,10 @@ class _Namer:
 
     def __init__(self, function: Function, renamed: list[tuple[Any, str]], spell: Callable[[str], str]) -> None:
         self.function = function
-        self.spell = spell
+        origin = function_origin(function)
+        # names that came with a package are ones that Core ML reads
+        kept = frozenset[str]() if origin is None else origin.names
+        self.spell: Callable[[str], str] = lambda name: name if name in kept else spell(name)
         self.renamed = renamed
         self.fixed = {*function.inputs.values(), *function.outputs}
         self.ops: set[str] = set()

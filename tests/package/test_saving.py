@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from milopt.errors import PackageError
-from milopt.package import load, publishing, saving, writing
+from milopt.package import load, publishing, saving, storing
 from milopt.text import text
 
 from .support import linear, tree
@@ -77,7 +77,7 @@ def test_interrupted_while_writing(
         raise error
 
     owner, name = {
-        "weights": (writing, "create_file_value_tensor"),
+        "weights": (storing, "_put"),
         "files": (saving, "_manifest"),
         "sync": (publishing, "_sync"),
     }[place]
