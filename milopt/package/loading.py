@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,6 +17,7 @@ from milopt.mil import Program, Target
 from milopt.package.carried import Carried
 from milopt.package.container import SPEC, Container, Item, inside, open_container
 from milopt.package.model import Model
+from milopt.package.publishing import recover
 from milopt.package.reading import copied, read_program
 from milopt.package.weights import Weights
 from milopt.package.writing import FILE
@@ -74,6 +76,8 @@ def _from_mlmodel(mlmodel: MLModel) -> Model:
 
 
 def _from_package(root: Path) -> Model:
+    with suppress(OSError):  # nothing is there to be put back, or it can't be; what is wrong is said below
+        recover(root)
     container = open_container(root)
     spec = Model_pb2.Model()
     content = _content(container, container.spec.path)
