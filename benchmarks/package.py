@@ -7,7 +7,8 @@ its size is needed there), loaded and saved again, each way in a process of its 
 after the imports; neither waits until the bytes are on the disk (milopt does so only to replace a package). Memory is
 the process's anonymous memory (``RssAnon`` of ``/proc/PID/status``: private pages that no file backs, the pages of the
 mapped weight file apart), sampled every 2 ms from outside, less what the imports left. Linux only. Above 1B
-coremltools' way is left out unless asked for. Writes benchmarks/results/package.md.
+coremltools' way is left out unless asked for. A plain copy of the files tells what the disk alone takes.
+Writes benchmarks/results/package.md.
 """
 
 from __future__ import annotations
@@ -146,7 +147,14 @@ def by_coremltools(source: Path, target: Path) -> dict[str, float]:
     return {"load": loaded - start, "save": time.perf_counter() - loaded}
 
 
-WAYS = {"milopt": by_milopt, "coremltools": by_coremltools}
+def by_copying(source: Path, target: Path) -> dict[str, float]:
+    ready()
+    start = time.perf_counter()
+    shutil.copytree(source, target)
+    return {"load": 0.0, "save": time.perf_counter() - start}
+
+
+WAYS = {"milopt": by_milopt, "coremltools": by_coremltools, "a copy of the files": by_copying}
 
 
 def ready() -> None:
@@ -225,7 +233,9 @@ def main() -> None:
     tables: list[str] = []
     for parameters in options.parameters:
         beside = options.coremltools if options.coremltools is not None else parameters < 10**9
-        tables.append(report(parameters, options.folder, ["milopt", *(["coremltools"] if beside else [])]))
+        tables.append(
+            report(parameters, options.folder, ["milopt", "a copy of the files", *(["coremltools"] if beside else [])])
+        )
     text = f"# Loading and saving a package\n\n{(__doc__ or '').strip()}\n\n" + "\n\n".join(tables) + "\n"
     (HERE / "results" / "package.md").write_text(text)
 
