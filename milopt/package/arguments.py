@@ -92,7 +92,7 @@ class Arguments:
     def read(self, proto: Any, stem: str, block: Block, scope: Scope, opset: Target, where: str) -> Found:
         """The op's inputs; for literals, ``const`` ops are added to ``block``."""
         found = Found()
-        for name, argument in proto.inputs.items():
+        for name, argument in sorted(proto.inputs.items()):  # protobuf's own order is another every time
             values: list[Var] = []
             for binding in argument.arguments:
                 form = binding.WhichOneof("binding")
@@ -106,7 +106,7 @@ class Arguments:
         spec = _spec(op_class(proto.type, opset)) if proto.type.startswith("constexpr_") else {}
         found.attributes = tuple(
             name
-            for name, value in proto.attributes.items()
+            for name, value in sorted(proto.attributes.items())
             if name not in found.bound and name != "name" and (name in spec or value.HasField("blobFileValue"))
         )
         for name in found.attributes:

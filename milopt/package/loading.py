@@ -16,6 +16,7 @@ from milopt.errors import MiloptError, PackageError
 from milopt.mil import Program, Target
 from milopt.package.carried import Carried
 from milopt.package.container import SPEC, Container, Item, inside, open_container
+from milopt.package.describing import note_description
 from milopt.package.model import Model
 from milopt.package.publishing import recover
 from milopt.package.reading import copied, read_program
@@ -104,7 +105,7 @@ def _from_spec(spec: Any, weights: Weights, where: str, container: Container | N
     program.default_function_name = default
     program.export_as_multifunction = bool(order)
     metadata = description.metadata
-    return Model(
+    model = Model(
         program,
         int(spec.specificationVersion),
         default,
@@ -117,6 +118,8 @@ def _from_spec(spec: Any, weights: Weights, where: str, container: Container | N
         dict(_attachments(container, weights)) if container else {},
         carried,
     )
+    note_description(model)
+    return model
 
 
 def _carried(spec: Any, container: Container | None, where: str) -> Carried:

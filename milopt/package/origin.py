@@ -50,11 +50,15 @@ class Origin:
 
 @dataclass(eq=False)
 class FunctionOrigin:
-    """Of a function: the names in it, the types of its inputs and of blocks' inputs, and its block's attributes."""
+    """Of a function: the names in it, the types of its inputs and of blocks' inputs, and its block's attributes.
+
+    ``described`` pairs the type of an input, output or state with its description, both as they were read.
+    """
 
     names: frozenset[str] = frozenset()
     types: dict[str, tuple[Any, Any]] = field(default_factory=dict[str, tuple[Any, Any]])
     attributes: dict[str, Any] = field(default_factory=dict[str, Any])
+    described: dict[str, tuple[Any, bytes]] = field(default_factory=dict[str, tuple[Any, bytes]])
 
 
 def origin_of(op: Any) -> Origin | None:

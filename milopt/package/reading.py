@@ -15,12 +15,12 @@ from typing import Any, cast
 from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry
 
 from milopt.errors import MiloptError, PackageError
-from milopt.mil import Block, Function, Operation, Program, Target, Var, is_state, operations, types
+from milopt.mil import Block, Function, Operation, Program, Target, Var, is_state, operations, types, value_names
 from milopt.package.arguments import Arguments, Scope, const_class
 from milopt.package.inferring import infer_types, infer_values
 from milopt.package.making import boxed, new_constant, new_op, new_value
 from milopt.package.naming import make_names_unique
-from milopt.package.origin import FunctionOrigin, Origin, origin_of
+from milopt.package.origin import FunctionOrigin, Origin, function_origin, origin_of
 from milopt.package.placing import new_block, new_function
 from milopt.package.symbols import Symbols
 from milopt.package.values import ValueReader
@@ -51,11 +51,19 @@ def read_program(proto: Any, weights: Weights, order: Iterable[str], where: str)
     weights.check()
     make_names_unique(program)
     for function in program.functions.values():
-        for op in operations(function):
-            origin = origin_of(op)
-            if origin is not None:
-                origin.assigned = op.name
+        _note_names(function)
     return program
+
+
+def _note_names(function: Function) -> None:
+    """Remember the names that things were given, so that it shows when they are renamed."""
+    for op in operations(function):
+        origin = origin_of(op)
+        if origin is not None:
+            origin.assigned = op.name
+    whole = function_origin(function)
+    assert whole is not None
+    whole.names |= value_names(function)
 
 
 def quoted(name: str) -> str:
@@ -275,7 +283,7 @@ def copied(attributes: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Copies of protos: a part of a message would keep the whole of it alive."""
     if any(map(_refers_to_a_file, attributes.values())):
         raise PackageError(f"{where} has an attribute whose value lies in a weight file")
-    return {name: copy.deepcopy(value) for name, value in attributes.items()}
+    return {name: copy.deepcopy(value) for name, value in sorted(attributes.items())}
 
 
 def _refers_to_a_file(value: Any) -> bool:

@@ -29,6 +29,9 @@ class Mutant:
     links: dict[str, str] = field(default_factory=dict[str, str])
     done: list[str] = field(default_factory=list[str])
 
+    def __repr__(self) -> str:
+        return f"Mutant({self.done})"
+
 
 @st.composite
 def mutants(draw: st.DrawFn, packages: dict[str, dict[str, bytes]]) -> Mutant:
@@ -83,10 +86,10 @@ def _manifest(draw: st.DrawFn, mutant: Mutant) -> str:
         manifest = json.loads(mutant.files[MANIFEST])
         items = manifest["itemInfoEntries"]
         key = draw(st.sampled_from(sorted(items)))
+        target = draw(st.sampled_from((items[key], items, manifest)))
     except (ValueError, KeyError, TypeError, IndexError):
         return "nothing"
     value = draw(st.sampled_from((*_PATHS, *_NUMBERS[:3], None, [], {})))
-    target = draw(st.sampled_from((items[key], items, manifest)))
     if not isinstance(target, dict) or not target:
         return "nothing"
     name = draw(st.sampled_from(sorted(target)))

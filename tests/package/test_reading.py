@@ -45,7 +45,7 @@ def test_op_that_pymil_does_not_know_is_carried(tmp_path: Path) -> None:
     assert isinstance(op, Opaque)
     assert (op.op_type, sorted(op.inputs), op.inputs["second"].val) == ("no_such_op", ["second", "x"], "inside")
     assert op.inputs["x"].child_ops == [op]
-    assert 'no_such_op(x=%0, second="inside")' in text(model).replace('second="inside", x=%0', 'x=%0, second="inside"')
+    assert 'no_such_op(second="inside", x=%0)' in text(model)
     assert saved_again(package) == spec_of(package)
     assert text(model.clone(), weights="hash") == text(model, weights="hash")
     with pytest.raises(UnsupportedOps, match="no_such_op"):
