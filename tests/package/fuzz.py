@@ -37,6 +37,10 @@ _REAL = ("real/silero_v6_encoder", "real/silero_unified_palette_4bit", "real/dtl
          "stories260K/stories260K_ios18_stateful_int4blk")  # fmt: skip
 
 
+# a mutant is large, and slow beside what Hypothesis expects
+_UNHEALTHY = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example)
+
+
 class TookTooLong(Exception):
     """A mutant took more than its time."""
 
@@ -127,7 +131,7 @@ def fuzz(packages: dict[str, dict[str, bytes]], folder: Path, count: int, start:
     ends: Counter[str] = Counter()
 
     @seed(start)
-    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=_UNHEALTHY)
     @given(mutants(packages))
     def run(mutant: Mutant) -> None:
         ends[check(mutant, folder)] += 1

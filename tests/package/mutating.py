@@ -6,7 +6,7 @@ import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from coremltools.proto import Model_pb2
 from hypothesis import strategies as st
@@ -69,7 +69,7 @@ def _bytes(draw: st.DrawFn, mutant: Mutant) -> str:
 def _entry(draw: st.DrawFn, mutant: Mutant) -> str:
     """A number in the header or an entry of the weight file."""
     content = bytearray(mutant.files.get(WEIGHTS, b""))
-    starts = [at for at in range(64, len(content) - 64, 64) if content[at : at + 4] == b"\xef\xbe\xad\xde"]
+    starts = [at for at in range(64, len(content) - 64, 64) if content.startswith(b"\xef\xbe\xad\xde", at)]
     if not starts:
         return "nothing"
     at = draw(st.sampled_from([0, *starts]))
@@ -89,11 +89,13 @@ def _manifest(draw: st.DrawFn, mutant: Mutant) -> str:
         target = draw(st.sampled_from((items[key], items, manifest)))
     except (ValueError, KeyError, TypeError, IndexError):
         return "nothing"
-    value = draw(st.sampled_from((*_PATHS, *_NUMBERS[:3], None, [], {})))
+    values: list[Any] = [*_PATHS, *_NUMBERS[:3], None, [], {}]
+    value = draw(st.sampled_from(values))
     if not isinstance(target, dict) or not target:
         return "nothing"
-    name = draw(st.sampled_from(sorted(target)))
-    target[name] = value
+    entry = cast("dict[str, Any]", target)
+    name = draw(st.sampled_from(sorted(entry)))
+    entry[name] = value
     mutant.files[MANIFEST] = json.dumps(manifest).encode()
     return f"manifest: {name} = {value!r}"
 
@@ -151,8 +153,9 @@ def _change(draw: st.DrawFn, message: Any, descriptor: Any, places: list[tuple[A
     if descriptor.is_repeated:
         return _change_repeated(draw, getattr(message, name), descriptor)
     if descriptor.message_type is not None:
-        others = [m for m, d in places if m.DESCRIPTOR is descriptor.message_type]
-        if others and draw(st.booleans()):
+        others = [each for each, _ in places if each.DESCRIPTOR is descriptor.message_type]
+        elsewhere: bool = draw(st.booleans())
+        if others and elsewhere:
             copy = descriptor.message_type._concrete_class()
             copy.CopyFrom(others[draw(st.integers(0, len(others) - 1))])
             getattr(message, name).CopyFrom(copy)
