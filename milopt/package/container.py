@@ -83,6 +83,10 @@ def open_container(root: Path) -> Container:
         raise PackageError(f"{root} can't be read: {error.strerror}") from error
     if not exists:
         raise PackageError(f"{root}: no such file or folder")
+    if root.suffix == ".mlmodel" and root.is_file():
+        raise PackageError(f"{root} is a single file, which holds no ML Program; milopt reads ML Programs (.mlpackage)")
+    if root.suffix == ".mlmodelc":
+        raise PackageError(f"{root} is a compiled model; milopt reads the .mlpackage that it was made from")
     if not root.is_dir():
         raise PackageError(f"{root} is not a package: a .mlpackage is a folder")
     manifest = _manifest(root)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from coremltools.proto import MIL_pb2
@@ -18,33 +17,25 @@ _PROTO: dict[Any, int] = types.BUILTIN_TO_PROTO_TYPES
 _LARGEST = 2**63 - 1
 
 
-@dataclass(frozen=True)
-class _Known:
-    """A type that holds no symbol, and whether writing it gives the same proto again."""
-
-    type: Any
-    exact: bool
-
-
 class TypeReader:
     """Reads types; those without symbols once."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, _Known] = {}
-        self._writer = TypeWriter()
+        self._known: dict[bytes, Any] = {}
+        self._exact: dict[bytes, bool] = {}
 
     def read(self, proto: Any, symbols: Symbols, where: str) -> tuple[Any, bool]:
         """``(type, exact)``: ``exact`` tells that :class:`TypeWriter` would write the same proto."""
         key: bytes = proto.SerializeToString()
-        known = self._known.get(key)
-        if known is not None:
-            return known.type, known.exact
+        if key in self._known:
+            return self._known[key], self._exact[key]
         found: list[Any] = []
         kind = _read(proto, symbols, found, where)
-        exact: bool = self._writer.write(kind).SerializeToString() == key
+        if key not in self._exact:
+            self._exact[key] = TypeWriter().write(kind).SerializeToString() == key
         if not found:
-            self._known[key] = _Known(kind, exact)
-        return kind, exact
+            self._known[key] = kind
+        return kind, self._exact[key]
 
 
 def _read(proto: Any, symbols: Symbols, found: list[Any], where: str) -> Any:

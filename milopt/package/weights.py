@@ -6,6 +6,7 @@ unpacked when they are first asked for. :func:`piece_of` finds the way back, fro
 
 from __future__ import annotations
 
+import copy
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,6 +74,11 @@ class Packed:
         self._packing: _Packing | None = packing
         self._shape = shape
         self._value: Array = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
+        """Another box around the same elements: a mapping has no copy."""
+        del memo
+        return copy.copy(self)
 
     @property
     def piece(self) -> Piece | None:

@@ -57,6 +57,10 @@ def first_blob(spec: Any) -> Any:
 def test_things_that_are_no_package(tmp_path: Path) -> None:
     (tmp_path / "file.mlpackage").write_bytes(random.Random(0).randbytes(1000))
     (tmp_path / "empty.mlpackage").mkdir()
+    (tmp_path / "network.mlmodel").write_bytes(b"\x08\x04")
+    (tmp_path / "compiled.mlmodelc").mkdir()
+    assert "is a single file, which holds no ML Program" in refused(tmp_path / "network.mlmodel")
+    assert "is a compiled model" in refused(tmp_path / "compiled.mlmodelc")
     assert "no such file" in refused(tmp_path / "absent.mlpackage")
     assert "can't be read" in refused(tmp_path / ("a" * 300))
     assert "a .mlpackage is a folder" in refused(tmp_path / "file.mlpackage")
