@@ -25,6 +25,13 @@ class Opaque(Operation):
         """None: it is not known which opset brought the op."""
         return None
 
+    def __getattr__(self, name: str) -> Any:
+        # ops of PyMIL's have their inputs as attributes; here a name that an op itself needs keeps its meaning
+        inputs: dict[str, Any] = self.__dict__.get("_input_vars", {})
+        if name in inputs:
+            return inputs[name]
+        raise AttributeError(name)
+
     def set_inputs(self, no_check_var_types: bool = False, type_inference: bool = False, **input_kvs: Any) -> None:
         """Replace inputs; ones that the op did not have are new."""
         del no_check_var_types, type_inference

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from itertools import count
 from typing import Any, cast
 
 from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry
@@ -79,6 +78,7 @@ class _FunctionReader:
         self.where = where
         self.symbols = Symbols()
         self.taken: set[str] = set()
+        self.counts: dict[str, int] = {}
         self.types: dict[str, tuple[Any, Any]] = {}
 
     def function(self, proto: Any) -> Function:
@@ -115,8 +115,9 @@ class _FunctionReader:
 
     def unique(self, stem: str) -> str:
         name = stem
-        if name in self.taken:
-            name = next(each for k in count() if (each := f"{stem}_{k}") not in self.taken)
+        while name in self.taken:
+            self.counts[stem] = self.counts.get(stem, -1) + 1
+            name = f"{stem}_{self.counts[stem]}"
         self.taken.add(name)
         return name
 

@@ -7,7 +7,9 @@ that a program whose weights nobody touched gets the same file again.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
@@ -25,6 +27,9 @@ from milopt.package.weights import Packed, Piece, piece_of
 __all__ = ["Store"]
 
 _CHUNK = 1 << 23  # bytes that are read or converted at a time
+_COPY = 1 << 26  # bytes that the system copies at a time, so that Ctrl-C is heard
+_WORTH_A_COPY = 1 << 20  # bytes below which a copy by the system is no faster
+_UNSUPPORTED = frozenset({errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EBADF, errno.EPERM, errno.EOPNOTSUPP})
 _HEAD = 4096  # bytes that tell most tensors of one size apart
 # Equal tensors smaller than this stay apart where one file has them apart: so small ones are not worth another layout.
 _SMALL = 512
@@ -194,9 +199,29 @@ def _write(file: BinaryIO | Any, tensors: list[_Tensor]) -> None:
     end = ALIGNMENT
     for tensor in tensors:
         _put(file, bytes(tensor.offset - end) + tensor.entry())
-        for chunk in tensor.chunks():
-            _put(file, chunk)
+        if tensor.piece is None or not _copied(file, tensor.piece):
+            for chunk in tensor.chunks():
+                _put(file, chunk)
         end = tensor.offset + ALIGNMENT + tensor.size
+
+
+def _copied(file: Any, piece: Piece) -> bool:
+    """Have the system copy the bytes from file to file; False, with nothing written, where it can't."""
+    if piece.size < _WORTH_A_COPY or not hasattr(os, "copy_file_range"):
+        return False
+    done = 0
+    while done < piece.size:
+        wanted = min(piece.size - done, _COPY)
+        try:
+            some = os.copy_file_range(piece.mapping.handle, file.fileno(), wanted, piece.start + done)
+        except OSError as error:
+            if done == 0 and error.errno in _UNSUPPORTED:
+                return False
+            raise
+        if some == 0:
+            raise OSError(errno.EIO, "a weight file is shorter than when it was read")
+        done += some
+    return True
 
 
 def _put(file: Any, content: Any) -> None:

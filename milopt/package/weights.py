@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import mmap
+import os
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,10 +33,14 @@ _CHUNK = 1 << 20  # bytes that are unpacked at a time
 
 
 class Mapping(mmap.mmap):
-    """A mapped weight file; ``entries`` has the 64 bytes of the entry by where its data begins."""
+    """A mapped weight file; ``entries`` has the 64 bytes of the entry by where its data begins.
+
+    ``handle`` reads the file, for copies that the system makes by itself; it is closed with the mapping.
+    """
 
     address: int
     entries: dict[int, bytes]
+    handle: int
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,8 @@ class WeightFile:
         try:
             with path.open("rb") as file:
                 self._map = Mapping(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._map.handle = os.dup(file.fileno())
+            weakref.finalize(self._map, os.close, self._map.handle)
         except (OSError, ValueError) as error:  # ValueError: an empty file can't be mapped
             raise PackageError(f"{where} can't be read: {error}") from error
         if len(self._map) < ALIGNMENT or HEADER.unpack_from(self._map)[1] != VERSION:

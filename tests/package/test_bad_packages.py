@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ import pytest
 from coremltools.proto import MIL_pb2, Model_pb2
 
 from milopt.errors import MiloptError, PackageError
-from milopt.mil import Target, mb, types
+from milopt.mil import Target, mb, operations, types
 from milopt.package import load
 
-from .packages import block_of, op_named
+from .packages import block_of, op_named, text_value
 from .support import SPEC, WEIGHTS, edit_manifest, entries, linear, program_of, spec_of, weight, write_spec
 from .test_storing import table
 
@@ -404,6 +405,22 @@ def no_output(block: Any) -> None:
 )
 def test_programs_that_make_no_sense(change: Any, message: str, tmp_path: Path) -> None:
     assert message in changed(linear_with_scale(tmp_path), change)
+
+
+def test_many_things_of_one_name(package: Path) -> None:
+    """Finding new names for them takes no time that grows with the square of their number."""
+    spec = spec_of(package)
+    block = block_of(spec)
+    for index in range(5000):
+        op = block.operations.add(type="unknown")
+        op.attributes["name"].CopyFrom(text_value("same"))
+        if index % 2:
+            op.outputs.add(name=f"value{index}", type=op_named(block, "y").outputs[0].type)
+    write_spec(package, spec)
+    start = time.process_time()
+    names = [op.name for op in operations(load(package).function()) if op.op_type == "unknown"]
+    assert (len(names), len(set(names))) == (5000, 5000)
+    assert time.process_time() - start < 10  # about one second; it was a minute
 
 
 def test_program_of_another_version(package: Path) -> None:

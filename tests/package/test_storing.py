@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from milopt.errors import PackageError
 from milopt.mil import Operation, Program, Target, mb, operations, replace_uses, types
 from milopt.package import Model, load
 from milopt.package.blobs import ELEMENTS
@@ -131,6 +134,39 @@ def test_large_arrays_in_any_order(dtype: str, tmp_path: Path, monkeypatch: pyte
     package = load(table(*arrays)).save(tmp_path / "a.mlpackage")
     for index, each in enumerate(arrays):
         np.testing.assert_array_equal(constant_named(load(package), f"w{index}").outputs[0].val, each)
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, None])
+def test_large_weights_are_copied_by_the_system(
+    number: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it can; between two file systems it may refuse."""
+    package = load(table(weight(600, 1000), weight(4))).save(tmp_path / "a.mlpackage")
+    copied: list[int] = []
+    copy: Any = getattr(os, "copy_file_range", None)
+    if copy is None:
+        pytest.skip("this system has no copy_file_range")
+
+    def counted(*arguments: int) -> int:
+        if number is not None:
+            raise OSError(number, "no")
+        copied.append(copy(arguments[0], arguments[1], min(arguments[2], 500_000), arguments[3]))
+        return copied[-1]
+
+    monkeypatch.setattr(os, "copy_file_range", counted)
+    again = load(package).save(tmp_path / "b.mlpackage")
+    assert copied == ([] if number is not None else [500_000, 500_000, 200_000])
+    assert (again / WEIGHTS).read_bytes() == (package / WEIGHTS).read_bytes()
+
+
+def test_weight_file_that_was_cut_since(tmp_path: Path) -> None:
+    package = load(table(weight(600, 1000))).save(tmp_path / "a.mlpackage")
+    model = load(package)
+    with (package / WEIGHTS).open("r+b") as file:
+        file.truncate(300_000)
+    with pytest.raises(PackageError, match=r"shorter than when it was read|Bad address"):
+        model.save(tmp_path / "b.mlpackage")
+    assert [each.name for each in tmp_path.iterdir()] == ["a.mlpackage"]
 
 
 def test_several_files(tmp_path: Path) -> None:
