@@ -8,6 +8,7 @@ after the imports; neither waits until the bytes are on the disk (milopt does so
 the process's anonymous memory (``RssAnon`` of ``/proc/PID/status``: private pages that no file backs, the pages of the
 mapped weight file apart), sampled every 2 ms from outside, less what the imports left. Linux only. Above 1B
 coremltools' way is left out unless asked for. A plain copy of the files tells what the disk alone takes.
+coremltools' way is ``milproto.load``, ``mil_convert`` (which runs its default passes unless told not to) and ``save``.
 Writes benchmarks/results/package.md.
 """
 
@@ -22,7 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +127,7 @@ def by_milopt(source: Path, target: Path) -> dict[str, float]:
     return {"load": loaded - start, "save": time.perf_counter() - loaded}
 
 
-def by_coremltools(source: Path, target: Path) -> dict[str, float]:
+def by_coremltools(source: Path, target: Path, *, passes: bool = True) -> dict[str, float]:
     import coremltools
     from coremltools.converters.mil.frontend.milproto.load import load as milproto_load
 
@@ -139,7 +142,7 @@ def by_coremltools(source: Path, target: Path) -> dict[str, float]:
         convert_from="milinternal",
         convert_to="mlprogram",
         compute_units=coremltools.ComputeUnit.CPU_ONLY,
-        pass_pipeline=coremltools.PassPipeline.EMPTY,
+        pass_pipeline=coremltools.PassPipeline.DEFAULT if passes else coremltools.PassPipeline.EMPTY,
         skip_model_load=True,
         specification_version=9,
     )
@@ -154,7 +157,13 @@ def by_copying(source: Path, target: Path) -> dict[str, float]:
     return {"load": 0.0, "save": time.perf_counter() - start}
 
 
-WAYS = {"milopt": by_milopt, "coremltools": by_coremltools, "a copy of the files": by_copying}
+COREMLTOOLS = ("coremltools", "coremltools without passes")
+WAYS: dict[str, Callable[[Path, Path], dict[str, float]]] = {
+    "milopt": by_milopt,
+    "a copy of the files": by_copying,
+    COREMLTOOLS[0]: by_coremltools,
+    COREMLTOOLS[1]: partial(by_coremltools, passes=False),
+}
 
 
 def ready() -> None:
@@ -234,7 +243,7 @@ def main() -> None:
     for parameters in options.parameters:
         beside = options.coremltools if options.coremltools is not None else parameters < 10**9
         tables.append(
-            report(parameters, options.folder, ["milopt", "a copy of the files", *(["coremltools"] if beside else [])])
+            report(parameters, options.folder, ["milopt", "a copy of the files", *(COREMLTOOLS if beside else ())])
         )
     text = f"# Loading and saving a package\n\n{(__doc__ or '').strip()}\n\n" + "\n\n".join(tables) + "\n"
     (HERE / "results" / "package.md").write_text(text)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from milopt.mil import Block, Function, Operation, Program, Var
+from milopt.package.collecting import uncollected
 from milopt.package.weights import Packed
 
 __all__ = ["clone_program"]
@@ -22,7 +23,8 @@ _CONTAINERS: dict[Any, Callable[[Iterable[Any]], Any]] = {list: list, tuple: tup
 def clone_program(program: Program) -> Program:
     """A copy of all functions; numpy arrays are the same objects as in ``program``."""
     clone = copy.copy(program)
-    clone.functions = {name: _Cloner().function(function) for name, function in program.functions.items()}
+    with uncollected():
+        clone.functions = {name: _Cloner().function(function) for name, function in program.functions.items()}
     return clone
 
 

@@ -15,6 +15,7 @@ from coremltools.proto import Model_pb2
 from milopt.errors import MiloptError, PackageError
 from milopt.mil import Program, Target
 from milopt.package.carried import Carried
+from milopt.package.collecting import uncollected
 from milopt.package.container import SPEC, Container, Item, inside, open_container
 from milopt.package.describing import note_description
 from milopt.package.model import Model
@@ -98,7 +99,8 @@ def _from_spec(spec: Any, weights: Weights, where: str, container: Container | N
     description = copy.deepcopy(spec.description)  # a copy: the part would keep the whole specification alive
     carried = _carried(spec, container, where)
     order = [each.name for each in description.functions]
-    program = read_program(spec.mlProgram, weights, order, where)
+    with uncollected():
+        program = read_program(spec.mlProgram, weights, order, where)
     default = description.defaultFunctionName or "main"
     if default not in program.functions:
         raise PackageError(f"{where}: the default function {default!r} is not among: {', '.join(program.functions)}")

@@ -67,7 +67,7 @@ class ValueReader:
         if form != "immediateValue":
             raise PackageError(f"{where} holds no value")
         value = self._immediate(proto.immediateValue, kind, symbols, where)
-        if exact:
+        if exact and not _is_plain(proto.immediateValue, kind):
             again = immediate_value(kind, value, self._writer)
             exact = again.SerializeToString() == proto.SerializeToString()
         return Held(kind, value, None, exact)
@@ -92,6 +92,17 @@ class ValueReader:
         if held.path is not None:
             raise PackageError(f"{where} is a list or dictionary whose elements lie in a weight file")
         return held.value
+
+
+def _is_plain(proto: Any, kind: Any) -> bool:
+    """Whether the value is numbers in the field where they would be written again."""
+    if proto.WhichOneof("value") != "tensor" or types.is_list(kind) or types.is_dict(kind) or types.is_tuple(kind):
+        return False
+    name = str(types.builtin_to_string(kind.get_primitive() if types.is_tensor(kind) else kind))
+    element = element_named(name)
+    if name == "string" or (element is not None and element.bits < 8):
+        return False
+    return bool(proto.tensor.WhichOneof("value") == _FIELDS.get(name, "bytes"))
 
 
 def _tensor(proto: Any, kind: Any, where: str) -> Any:

@@ -19,6 +19,7 @@ from milopt.mil import Block, Function, Operation, Program, Target, Var, flat, o
 from milopt.opaque import Opaque
 from milopt.package.blobs import element_named
 from milopt.package.carried import Carried
+from milopt.package.collecting import uncollected
 from milopt.package.naming import temporarily_unique_names
 from milopt.package.origin import Role, function_origin, origin_of
 from milopt.package.proto_types import TypeWriter
@@ -46,7 +47,7 @@ def write_program(program: Program, spec_version: int, carried: Carried, folder:
     check_program(program, spec_version)
     writer = _Writer(spec_version)
     proto = MIL_pb2.Program(version=1, docString=carried.doc)
-    with temporarily_unique_names(program):
+    with uncollected(), temporarily_unique_names(program):
         for name, function in program.functions.items():
             writer.function(function, proto.functions[name], f"function {name!r}")
     _set_attributes(proto, carried.attributes)
@@ -156,11 +157,15 @@ class _Writer:
         """The op's attributes, the name among them: the package's own, unless the op was renamed since."""
         origin = origin_of(op)
         if origin is None or op.name != origin.assigned or origin.role is not Role.OP:
-            proto.attributes["name"].CopyFrom(immediate_value(types.str, op.name, self.types))
+            self.text(proto.attributes["name"], op.name)
         elif origin.name is not None:
-            proto.attributes["name"].CopyFrom(immediate_value(types.str, origin.name, self.types))
+            self.text(proto.attributes["name"], origin.name)
         if origin is not None:
             _set_attributes(proto, origin.attributes)
+
+    def text(self, proto: Any, text: str) -> None:
+        proto.type.CopyFrom(self.types.write(types.str))
+        proto.immediateValue.tensor.strings.values.append(text)
 
     def outputs(self, op: Operation, proto: Any) -> None:
         origin = origin_of(op)
@@ -214,10 +219,10 @@ class _Writer:
         written = None if origin is None else origin.write
         proto = protos.add(type="write_state")
         if written is None:
-            proto.attributes["name"].CopyFrom(immediate_value(types.str, f"{op.name}_write_state", self.types))
+            self.text(proto.attributes["name"], f"{op.name}_write_state")
         else:
             if written.name is not None:
-                proto.attributes["name"].CopyFrom(immediate_value(types.str, written.name, self.types))
+                self.text(proto.attributes["name"], written.name)
             _set_attributes(proto, written.attributes)
         proto.inputs["input"].arguments.add(name=op.inputs["state"].name)
         proto.inputs["data"].arguments.add(name=op.inputs["value"].name)
@@ -234,8 +239,7 @@ class _Writer:
         proto.type = "custom_layer"
         bindings = cast("Any", op).bindings
         for name, default in (("class_name", op.name), ("description", "")):
-            text = immediate_value(types.str, bindings.get(name, default), self.types)
-            proto.attributes[name].CopyFrom(text)
+            self.text(proto.attributes[name], bindings.get(name, default))
         for name in ("input_order", "parameters", "weights"):
             texts = list(bindings.get(name, []))
             proto.attributes[name].CopyFrom(immediate_value(types.list(types.str, len(texts)), texts, self.types))
