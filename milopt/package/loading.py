@@ -19,8 +19,9 @@ from milopt.package.collecting import uncollected
 from milopt.package.container import SPEC, Container, Item, inside, open_container
 from milopt.package.describing import note_description
 from milopt.package.model import Model
+from milopt.package.parts import copied
 from milopt.package.publishing import recover
-from milopt.package.reading import copied, read_program
+from milopt.package.reading import read_program
 from milopt.package.weights import Weights
 from milopt.package.writing import FILE
 

@@ -8,7 +8,7 @@ decides nothing. An op is of PyMIL's class for the function's opset where there 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, cast
 
 from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry
@@ -20,6 +20,7 @@ from milopt.package.inferring import infer_types, infer_values
 from milopt.package.making import boxed, new_constant, new_op, new_value
 from milopt.package.naming import make_names_unique
 from milopt.package.origin import FunctionOrigin, Origin, function_origin, origin_of
+from milopt.package.parts import copied, name_of, names_in, quoted
 from milopt.package.placing import new_block, new_function
 from milopt.package.symbols import Symbols
 from milopt.package.values import ValueReader
@@ -65,11 +66,6 @@ def _note_names(function: Function) -> None:
     whole.names |= value_names(function)
 
 
-def quoted(name: str) -> str:
-    """A name for a message: on one line, and not longer than one."""
-    return repr(name if len(name) <= 80 else f"{name[:77]}...")
-
-
 class _FunctionReader:
     """Reads one function. ``taken`` holds every name in it, so that invented ones are new."""
 
@@ -90,7 +86,7 @@ class _FunctionReader:
             raise PackageError(f"{self.where} has no block for its opset {proto.opset}")
         self.opset = OPSETS[proto.opset]
         block = proto.block_specializations[proto.opset]
-        self.taken = {each.name for each in proto.inputs} | set(_names(block))
+        self.taken = {each.name for each in proto.inputs} | set(names_in(block))
         names = frozenset(self.taken)
         scope = Scope(None)
         inputs: list[Var] = []
@@ -124,7 +120,7 @@ class _FunctionReader:
     def block(self, proto: Any, block: Block, scope: Scope) -> None:
         updates: list[Operation] = []  # the last op, if it is a write_state that a read_state may follow
         for op in proto.operations:
-            where = f"{self.where}: op {quoted(_name(op))}"
+            where = f"{self.where}: op {quoted(name_of(op))}"
             if op.type == "const":
                 self.constant(op, block, scope, where)
             elif op.type == "write_state" and self.is_update(op, scope, where):
@@ -157,7 +153,7 @@ class _FunctionReader:
     def remember(self, op: Operation, proto: Any, known: Iterable[str]) -> Origin:
         """Keep what the package says of the op beyond ``known`` attributes, and name the op as it does."""
         further = {name: value for name, value in proto.attributes.items() if name not in known}
-        origin = Origin(attributes=copied(further, f"{self.where}: op {quoted(_name(proto))}"))
+        origin = Origin(attributes=copied(further, f"{self.where}: op {quoted(name_of(proto))}"))
         if "name" in proto.attributes:
             strings = proto.attributes["name"].immediateValue.tensor.strings.values
             origin.name = strings[0] if len(strings) == 1 else None
@@ -223,7 +219,7 @@ class _FunctionReader:
         """``write_state``: PyMIL's ``coreml_update_state``, whose result is what the state then holds."""
         state, value = (scope.find(proto.inputs[key].arguments[0].name, where) for key in ("input", "data"))
         kind: Any = SSAOpRegistry.dialect_ops["coreml_update_state"]
-        name = self.unique(f"{_name(proto)}_value")
+        name = self.unique(f"{name_of(proto)}_value")
         op = new_op(kind, name, block, {"state": state, "value": value})
         written = self.remember(op, proto, ("name",))
         op.name = name
@@ -257,40 +253,3 @@ class _FunctionReader:
 
 def _same(kind: Any, other: Any) -> bool:
     return bool(kind is other or (types.is_list(kind) and types.is_list(other)))
-
-
-def _names(block: Any) -> Iterable[str]:
-    """Every name of a value or an op in a block and those nested in it."""
-    for each in block.inputs:
-        yield each.name
-    for op in block.operations:
-        yield _name(op)
-        for each in op.outputs:
-            yield each.name
-        for inner in op.blocks:
-            yield from _names(inner)
-
-
-def _name(op: Any) -> str:
-    """The op's name for messages: its own, else its first output's, else its type."""
-    if "name" in op.attributes:
-        strings = op.attributes["name"].immediateValue.tensor.strings.values
-        if strings and strings[0]:
-            return str(strings[0])
-    return str(op.outputs[0].name) if op.outputs else str(op.type)
-
-
-def copied(attributes: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Copies of protos: a part of a message would keep the whole of it alive."""
-    if any(map(_refers_to_a_file, attributes.values())):
-        raise PackageError(f"{where} has an attribute whose value lies in a weight file")
-    return {name: copy.deepcopy(value) for name, value in sorted(attributes.items())}
-
-
-def _refers_to_a_file(value: Any) -> bool:
-    if value.WhichOneof("value") == "blobFileValue":
-        return True
-    held = value.immediateValue
-    pairs = held.dictionary.values
-    inner = [*held.list.values, *held.tuple.values, *(each.key for each in pairs), *(each.value for each in pairs)]
-    return any(map(_refers_to_a_file, inner))
