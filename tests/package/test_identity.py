@@ -257,12 +257,13 @@ def evaluated(package: Path) -> Any:
 def stock_text(package: Path) -> str | None:
     """The program as coremltools' own loader reads it; ``None`` where it doesn't."""
     model = MLModel(str(package), skip_model_load=True)
+    spec = model.get_spec()
     try:
-        return text(
-            milproto_load(model.get_spec(), model.get_spec().specificationVersion, model.weights_dir), weights="hash"
-        )
+        program = milproto_load(spec, spec.specificationVersion, model.weights_dir)
     except (ValueError, NotImplementedError, AssertionError, TypeError):
         return None
+    program.functions = dict(sorted(program.functions.items()))  # they come in protobuf's order, another every time
+    return text(program, weights="hash")
 
 
 def same_package(package: Path, folder: Path, *, run: bool = True) -> None:
