@@ -7,7 +7,7 @@ pip := $(python) -m pip --disable-pip-version-check
 # A stamp is younger than what it was installed from: only a change of these two files installs again.
 sources := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow peer-tests property-tests check clean help
+.PHONY: demo test test-slow peer-tests property-tests fuzz check clean help
 
 help:
 	@echo 'make demo       convert, optimize, verify and run SmolLM2-135M-Instruct'
@@ -15,6 +15,7 @@ help:
 	@echo 'make test-slow  run all tests, the slow ones too'
 	@echo 'make peer-tests run the op tests of coremltools with milopt predicting (PEERS=folder of coremltools: others)'
 	@echo 'make property-tests  try the properties of the ops in twenty times as many examples'
+	@echo 'make fuzz       load and save thousands of mutated packages'
 	@echo 'make check      ruff, mypy, pyright'
 	@echo 'make clean      remove $(VENV) and what the demo wrote'
 
@@ -35,6 +36,9 @@ peer-tests: $(VENV)/.installed-huggingface,testing,references
 
 property-tests: $(VENV)/.installed-huggingface,testing
 	$(python) -m pytest tests/interpreter/properties
+
+fuzz: $(VENV)/.installed-huggingface,testing
+	$(python) -m tests.package.fuzz --count 2000
 
 check: $(VENV)/.installed-huggingface,testing,dev
 	$(python) -m ruff check .

@@ -18,6 +18,8 @@ from coremltools.converters.mil.mil import Block, Function, ListVar, Operation, 
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil.program import Placeholder, StateTensorPlaceholder
 
+from milopt.opaque import Opaque
+
 __all__ = [
     "Block",
     "Function",
@@ -207,7 +209,8 @@ def is_dead(op: Operation) -> bool:
     if any(var.child_ops or is_output(var) for var in op.outputs):
         return False
     inner = (each for block in op.blocks for each in operations(block))
-    return not any(each.op_type in _SIDE_EFFECTS for each in (op, *inner))
+    # of an op that PyMIL does not know it is not known what it does either
+    return not any(each.op_type in _SIDE_EFFECTS or isinstance(each, Opaque) for each in (op, *inner))
 
 
 def remove_if_dead(ops: Iterable[Operation]) -> int:

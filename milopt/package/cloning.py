@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from milopt.mil import Block, Function, Operation, Program, Var
+from milopt.package.collecting import uncollected
+from milopt.package.weights import Packed
 
 __all__ = ["clone_program"]
 
@@ -21,7 +23,8 @@ _CONTAINERS: dict[Any, Callable[[Iterable[Any]], Any]] = {list: list, tuple: tup
 def clone_program(program: Program) -> Program:
     """A copy of all functions; numpy arrays are the same objects as in ``program``."""
     clone = copy.copy(program)
-    clone.functions = {name: _Cloner().function(function) for name, function in program.functions.items()}
+    with uncollected():
+        clone.functions = {name: _Cloner().function(function) for name, function in program.functions.items()}
     return clone
 
 
@@ -89,7 +92,11 @@ class _Cloner:
             return _CONTAINERS[kind](map(self.value, value))
         if issubclass(kind, dict):
             return self.entries(copy.copy(value))
-        if hasattr(kind, "__type_info__") or (hasattr(kind, "set_name") and hasattr(value, "sym_shape")):
+        if (
+            issubclass(kind, Packed)
+            or hasattr(kind, "__type_info__")
+            or (hasattr(kind, "set_name") and hasattr(value, "sym_shape"))
+        ):
             # PyMIL's box around a value that is known before the program runs, or the placeholder of an input
             clone = self.known[id(value)] = copy.copy(value)
             clone.__dict__ = self.entries(dict(clone.__dict__))

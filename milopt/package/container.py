@@ -17,6 +17,7 @@ from milopt.errors import PackageError
 __all__ = ["MANIFEST", "SPEC", "Container", "Item", "inside", "open_container", "relative_path"]
 
 MANIFEST = "Manifest.json"
+_MOST = 1 << 26  # bytes of a manifest
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,10 @@ def open_container(root: Path) -> Container:
         raise PackageError(f"{root} can't be read: {error.strerror}") from error
     if not exists:
         raise PackageError(f"{root}: no such file or folder")
+    if root.suffix == ".mlmodel" and root.is_file():
+        raise PackageError(f"{root} is a single file, which holds no ML Program; milopt reads ML Programs (.mlpackage)")
+    if root.suffix == ".mlmodelc":
+        raise PackageError(f"{root} is a compiled model; milopt reads the .mlpackage that it was made from")
     if not root.is_dir():
         raise PackageError(f"{root} is not a package: a .mlpackage is a folder")
     manifest = _manifest(root)
@@ -97,10 +102,15 @@ def open_container(root: Path) -> Container:
 
 
 def _manifest(root: Path) -> dict[str, Any]:
+    file = inside(root, MANIFEST, root.name)
     try:
-        content = json.loads(inside(root, MANIFEST, root.name).read_bytes())
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise PackageError(f"{root} is not a package: it has no {MANIFEST}") from error
+        if not file.is_file():
+            raise PackageError(f"{root} is not a package: it has no {MANIFEST}")
+        if file.stat().st_size > _MOST:
+            raise PackageError(f"{root.name}: {MANIFEST} has {file.stat().st_size} bytes; at most {_MOST} are read")
+        content = json.loads(file.read_bytes())
+    except PackageError:
+        raise
     except OSError as error:
         raise PackageError(f"{root.name}: {MANIFEST} can't be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

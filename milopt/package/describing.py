@@ -16,11 +16,12 @@ from milopt.errors import MiloptError, PackageError
 from milopt.mil import Function, Target, Var, is_state
 from milopt.package.features import new_feature
 from milopt.package.fitting import fits
+from milopt.package.origin import function_origin
 
 if TYPE_CHECKING:
     from milopt.package.model import Model
 
-__all__ = ["build_description", "describe", "text_of"]
+__all__ = ["build_description", "describe", "note_description", "text_of"]
 
 _PARTS = ("input", "output", "state")
 
@@ -77,21 +78,44 @@ def _fill(section: Any, model: Model, name: str, function: Function) -> None:
     states = [var for var in function.inputs.values() if is_state(var)]
     declared = {each.name: each for each in function.input_types}
     returned = dict(zip((var.name for var in function.outputs), function.output_types or (), strict=False))
-    version = model.spec_version
-    section.input.extend(_features(inputs, old and old.input, declared, version))
-    section.output.extend(_features(function.outputs, old and old.output, returned, version, output=True))
-    section.state.extend(_features(states, old and old.state, {}, version))
+    version, origin = model.spec_version, function_origin(function)
+    as_read = {} if origin is None else origin.described
+    section.input.extend(_features(inputs, old and old.input, as_read, declared, version))
+    section.output.extend(_features(function.outputs, old and old.output, as_read, returned, version, output=True))
+    section.state.extend(_features(states, old and old.state, as_read, {}, version))
+
+
+def note_description(model: Model) -> None:
+    """Remember what a package says of values: nothing else is to be said while neither changes, even if it is odd."""
+    for name, function in model.functions.items():
+        origin, section = function_origin(function), _section(model, name)
+        if origin is not None and section is not None:
+            kinds = {var.name: var.sym_type for var in (*function.inputs.values(), *function.outputs)}
+            features = [feature for part in _PARTS for feature in getattr(section, part) if feature.name in kinds]
+            origin.described = {each.name: (kinds[each.name], _bytes(each)) for each in features}
+
+
+def _bytes(feature: Any) -> bytes:
+    """Its type; the text may change."""
+    content: bytes = feature.type.SerializeToString(deterministic=True)
+    return content
 
 
 def _features(
-    values: Iterable[Var], old: Any, declared: Mapping[str, Any], version: int, *, output: bool = False
+    values: Iterable[Var],
+    old: Any,
+    as_read: Mapping[str, tuple[Any, bytes]],
+    declared: Mapping[str, Any],
+    version: int,
+    *,
+    output: bool = False,
 ) -> Iterator[Any]:
     known = {feature.name: feature for feature in old or ()}
     wanted = {var.name: var for var in values}
     # Those that stay keep the order they were described in.
     for name in [*(name for name in known if name in wanted), *(name for name in wanted if name not in known)]:
         feature, var = known.get(name), wanted[name]
-        if feature is not None and fits(feature, var):
+        if feature is not None and (as_read.get(name) == (var.sym_type, _bytes(feature)) or fits(feature, var)):
             yield feature
         else:
             yield new_feature(var, feature, declared.get(name), version, output=output)

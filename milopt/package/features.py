@@ -33,7 +33,7 @@ def new_feature(var: Var, old: Any, declared: Any, spec_version: int, *, output:
         feature.shortDescription = old.shortDescription
         feature.type.isOptional = old.type.isOptional
     what = "output" if output else "state" if is_state(var) else "input"
-    if output and not is_array(var) and _set_class_output(feature.type, var):
+    if output and _set_class_output(feature.type, var):
         return feature
     shape = shape_of(var)
     element = _array_type(var, what, spec_version)
@@ -62,6 +62,9 @@ def _set_class_output(feature_type: Any, var: Var) -> bool:
     """The outputs of ``classify``: a label, and the probability of each."""
     if types.is_str(var.sym_type):
         feature_type.stringType.SetInParent()
+        return True
+    if var.sym_type is types.int64:
+        feature_type.int64Type.SetInParent()
         return True
     if not types.is_dict(var.sym_type):
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,12 +15,19 @@ from coremltools.proto import Model_pb2
 from milopt.errors import MiloptError, PackageError
 from milopt.mil import Program, Target
 from milopt.package.carried import Carried
+from milopt.package.collecting import uncollected
 from milopt.package.container import SPEC, Container, Item, inside, open_container
+from milopt.package.describing import note_description
 from milopt.package.model import Model
+from milopt.package.parts import copied
+from milopt.package.publishing import recover
 from milopt.package.reading import read_program
 from milopt.package.weights import Weights
+from milopt.package.writing import FILE
 
 __all__ = ["load"]
+
+_MOST = 2**31 - 1  # bytes of a file that is read whole; protobuf takes no more
 
 
 def load(source: str | os.PathLike[str] | MLModel | Program | Model) -> Model:
@@ -71,12 +79,13 @@ def _from_mlmodel(mlmodel: MLModel) -> Model:
 
 
 def _from_package(root: Path) -> Model:
+    with suppress(OSError):  # nothing is there to be put back, or it can't be; what is wrong is said below
+        recover(root)
     container = open_container(root)
     spec = Model_pb2.Model()
+    content = _content(container, container.spec.path)
     try:
-        spec.ParseFromString(container.file(container.spec.path).read_bytes())
-    except OSError as error:
-        raise PackageError(f"{container.name}: {container.spec.path} can't be read: {error.strerror}") from error
+        spec.ParseFromString(content)
     except Exception as error:  # protobuf's DecodeError; its class depends on the implementation in use
         raise PackageError(f"{container.name}: {container.spec.path} is truncated or no model: {error}") from error
     folder = PurePosixPath(container.spec.path).parent
@@ -89,16 +98,17 @@ def _from_spec(spec: Any, weights: Weights, where: str, container: Container | N
     if kind != "mlProgram":
         raise PackageError(f"{where} is a {kind or 'model of no type'}; milopt reads ML Programs only")
     description = copy.deepcopy(spec.description)  # a copy: the part would keep the whole specification alive
-    carried = _carried(spec, container)
+    carried = _carried(spec, container, where)
     order = [each.name for each in description.functions]
-    program = read_program(spec.mlProgram, weights, order, where)
+    with uncollected():
+        program = read_program(spec.mlProgram, weights, order, where)
     default = description.defaultFunctionName or "main"
     if default not in program.functions:
         raise PackageError(f"{where}: the default function {default!r} is not among: {', '.join(program.functions)}")
     program.default_function_name = default
     program.export_as_multifunction = bool(order)
     metadata = description.metadata
-    return Model(
+    model = Model(
         program,
         int(spec.specificationVersion),
         default,
@@ -108,41 +118,58 @@ def _from_spec(spec: Any, weights: Weights, where: str, container: Container | N
         metadata.license,
         metadata.versionString,
         metadata.shortDescription,
-        dict(_attachments(container)) if container else {},
+        dict(_attachments(container, weights)) if container else {},
         carried,
     )
+    note_description(model)
+    return model
 
 
-def _carried(spec: Any, container: Container | None) -> Carried:
-    """To be called before the program is read: reading clears the attributes of functions."""
+def _carried(spec: Any, container: Container | None, where: str) -> Carried:
     program = spec.mlProgram
     return Carried(
         container.spec if container else SPEC,
-        {item.path: item for item in _further_items(container)} if container else {},
+        {item.path: item for item in container.items} if container else {},
         spec.isUpdatable,
         program.docString,
-        copy.deepcopy(dict(program.attributes)),
-        {name: copy.deepcopy(dict(function.attributes)) for name, function in program.functions.items()},
+        copied(program.attributes, where),
+        {name: copied(function.attributes, where) for name, function in program.functions.items()},
     )
 
 
-def _further_items(container: Container) -> Iterator[Item]:
-    """The manifest's items that are neither the specification nor its weights."""
-    weights = PurePosixPath(container.spec.path).parent / "weights"
+def _attachments(container: Container, weights: Weights) -> Iterator[tuple[str, bytes]]:
+    """All files that the manifest names, but the specification and its weights."""
+    place = PurePosixPath(container.spec.path).parent
+    own = {container.spec.path, *(str(place / path) for path in (FILE, *weights.paths))}
     for item in container.items:
-        path = PurePosixPath(item.path)
-        if path != weights and weights not in path.parents:
-            yield item
+        for path in _files(container, item):
+            if path not in own:
+                own.add(path)
+                yield path, _content(container, path)
 
 
-def _attachments(container: Container) -> Iterator[tuple[str, bytes]]:
+def _files(container: Container, item: Item) -> Iterator[str]:
     data = container.root / "Data"
-    for item in _further_items(container):
-        start = inside(container.root, f"Data/{item.path}", container.name)
-        if not start.is_dir():
-            yield item.path, container.file(item.path).read_bytes()
-            continue
-        for folder, _, files in os.walk(data / item.path):
-            for name in sorted(files):
-                path = (Path(folder) / name).relative_to(data).as_posix()
-                yield path, container.file(path).read_bytes()
+    start = inside(container.root, f"Data/{item.path}", container.name)
+    if not start.is_dir():
+        if start.exists() or not _is_weights(container, item):
+            yield item.path
+        return
+    for folder, _, files in os.walk(data / item.path):
+        for name in sorted(files):
+            yield (Path(folder) / name).relative_to(data).as_posix()
+
+
+def _is_weights(container: Container, item: Item) -> bool:
+    """Whether the item is the folder of weights, which a model without any may lack."""
+    return PurePosixPath(item.path) == PurePosixPath(container.spec.path).parent / "weights"
+
+
+def _content(container: Container, path: str) -> bytes:
+    try:
+        file = container.file(path)
+        if file.stat().st_size > _MOST:
+            raise PackageError(f"{container.name}: {path} has {file.stat().st_size} bytes; at most {_MOST} are read")
+        return file.read_bytes()
+    except OSError as error:
+        raise PackageError(f"{container.name}: {path} can't be read: {error.strerror}") from error

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from itertools import count
 from typing import Any
 
 from milopt.mil import Block, Function, Program
+from milopt.package.origin import function_origin
 
 __all__ = ["make_names_unique", "temporarily_unique_names"]
 
@@ -49,9 +49,13 @@ class _Namer:
 
     def __init__(self, function: Function, renamed: list[tuple[Any, str]], spell: Callable[[str], str]) -> None:
         self.function = function
-        self.spell = spell
+        origin = function_origin(function)
+        # names that came with a package are ones that Core ML reads
+        kept = frozenset[str]() if origin is None else origin.names
+        self.spell: Callable[[str], str] = lambda name: name if name in kept else spell(name)
         self.renamed = renamed
         self.fixed = {*function.inputs.values(), *function.outputs}
+        self.counts: dict[tuple[bool, str], int] = {}
         self.ops: set[str] = set()
         self.every_op: set[str] = set()
         self.every_value = {var.name for var in self.fixed}
@@ -84,12 +88,19 @@ class _Namer:
         """Give ``thing`` a name that is not ``taken``: its own, or one that is new to the whole function."""
         name = self.spell(thing.name)
         if name in taken or (name != thing.name and name in everything):
-            name = next(each for k in count(1) if (each := f"{name}_{k}") not in everything)
+            name = self._new(name, everything)
         if name != thing.name:
             self.renamed.append((thing, thing.name))
             thing.name = name
         taken.add(name)
         everything.add(name)
+
+    def _new(self, stem: str, everything: set[str]) -> str:
+        name, key = stem, (everything is self.every_op, stem)
+        while name == stem or name in everything:
+            self.counts[key] = self.counts.get(key, 0) + 1
+            name = f"{stem}_{self.counts[key]}"
+        return name
 
 
 def _writable(name: str) -> str:

@@ -1,42 +1,67 @@
-"""A folder appears whole or not at all."""
+"""A folder appears whole or not at all.
+
+It is filled under another name beside its place, ``.NAME.XXXXXXXX.new``, and gets its own at the end: by a rename, or
+by an exchange with the package that it replaces. Where the system has no exchange the old one steps aside first, to
+``.NAME.XXXXXXXX.old``, and a process that is killed between the two renames leaves it there; :func:`recover` puts it
+back. What a killed process left behind is removed by the next save of the same package.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from milopt.errors import PackageError
 from milopt.package.container import MANIFEST
+from milopt.package.exchanging import exchange
 
-__all__ = ["published"]
+__all__ = ["published", "recover"]
+
+_TOKEN = re.compile(r"\.[0-9a-f]{8}\.(new|old)")
 
 
 @contextmanager
 def published(path: Path, *, overwrite: bool) -> Generator[Path]:
     """A new folder to fill, beside ``path`` and therefore on its file system; at the end it becomes ``path``.
 
-    Until that moment, and for ever when anything is raised inside (Ctrl-C included), ``path`` is as it was and the
-    new folder is removed. :class:`PackageError` where ``path`` can't be written or holds something that is not to be
-    replaced.
+    Until that moment, and for ever when anything is raised inside (Ctrl-C included) or the process is killed, ``path``
+    is as it was. A package that is replaced is only given up when the new one is on the disk. :class:`PackageError`
+    where ``path`` can't be written or holds something that is not to be replaced.
     """
     try:
         path = _target(path, overwrite)
     except OSError as error:
         raise PackageError(f"can't write {path}: {error.strerror or error}") from error
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    fresh, lock = path, -1
     try:
-        fresh.mkdir()
+        _clean(path)
+        fresh, lock = _new_folder(path)
         yield fresh
-        _sync(fresh)
+        if path.exists():
+            _sync(fresh)
         _swap(fresh, path)
     except OSError as error:
         raise PackageError(f"can't write {path}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        if fresh != path:
+            shutil.rmtree(fresh, ignore_errors=True)
+        if lock >= 0:
+            os.close(lock)
+
+
+def recover(path: Path) -> None:
+    """Put a package back that stepped aside for one that never came, because the process was killed just then."""
+    if path.exists() or not path.parent.is_dir() or any(_is_held(each) for each in _left(path, "new")):
+        return
+    for each in sorted(_left(path, "old"), key=lambda old: old.stat().st_mtime, reverse=True):
+        each.rename(path)
+        return
 
 
 def _target(path: Path, overwrite: bool) -> Path:
@@ -45,6 +70,7 @@ def _target(path: Path, overwrite: bool) -> Path:
     path = path.resolve() if path.is_symlink() else path.absolute()
     if not path.parent.is_dir():
         raise PackageError(f"can't write {path}: its folder does not exist")
+    recover(path)
     if path.exists() and not overwrite:
         raise PackageError(f"{path} exists; it is replaced only on request (overwrite, --force)")
     if path.exists() and not (path / MANIFEST).is_file():
@@ -52,12 +78,69 @@ def _target(path: Path, overwrite: bool) -> Path:
     return path
 
 
+def _left(path: Path, kind: str) -> Iterator[Path]:
+    """The folders that saves to ``path`` are filling, or have left behind."""
+    start = f".{path.name}"
+    for each in path.parent.iterdir():
+        found = _TOKEN.fullmatch(each.name[len(start) :]) if each.name.startswith(start) else None
+        if found is not None and found[1] == kind and each.is_dir() and not each.is_symlink():
+            yield each
+
+
+def _new_folder(path: Path) -> tuple[Path, int]:
+    """A new folder, and the handle that holds its lock: it tells others that it is not left behind."""
+    while True:
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+        fresh.mkdir()
+        lock = os.open(fresh, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            return fresh, lock
+        if fresh.exists():
+            return fresh, lock
+        os.close(lock)  # another save took it for a folder left behind, before it was locked
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether the process that fills the folder is alive; True where that can't be told."""
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def _clean(path: Path) -> None:
+    """Remove what killed saves to ``path`` left behind."""
+    for each in [*_left(path, "new")]:
+        if not _is_held(each):
+            shutil.rmtree(each, ignore_errors=True)
+    if path.exists():
+        for each in [*_left(path, "old")]:
+            shutil.rmtree(each, ignore_errors=True)
+
+
 def _swap(fresh: Path, path: Path) -> None:
-    """Rename ``fresh`` to ``path``; an old ``path`` steps aside first, and back if that fails."""
+    """``fresh`` becomes ``path``, and an old ``path`` is removed."""
+    if not path.exists():
+        fresh.rename(path)
+    elif not exchange(fresh, path):
+        _replace(fresh, path)
+    _sync_folder(path.parent)
+
+
+def _replace(fresh: Path, path: Path) -> None:
+    """Rename ``fresh`` to ``path``; the old ``path`` steps aside first, and back if that fails."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
     try:
-        if path.exists():
-            path.rename(aside)
+        path.rename(aside)
         fresh.rename(path)
     except BaseException:
         if aside.exists() and not path.exists():
@@ -66,11 +149,10 @@ def _swap(fresh: Path, path: Path) -> None:
     finally:
         if path.exists():
             shutil.rmtree(aside, ignore_errors=True)
-    _sync_folder(path.parent)
 
 
 def _sync(folder: Path) -> None:
-    """Have everything below ``folder`` on the disk before it gets its name."""
+    """Have everything below ``folder`` on the disk before it replaces anything."""
     for parent, _, files in os.walk(folder):
         for name in files:
             with (Path(parent) / name).open("rb") as file:

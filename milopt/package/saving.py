@@ -12,10 +12,11 @@ from coremltools.proto import Model_pb2
 
 from milopt.errors import PackageError
 from milopt.mil import Target
+from milopt.package.carried import Carried
 from milopt.package.container import MANIFEST, Item, relative_path
 from milopt.package.describing import build_description
 from milopt.package.publishing import published
-from milopt.package.writing import write_program
+from milopt.package.writing import FILE, write_program
 
 if TYPE_CHECKING:
     from milopt.package.model import Model
@@ -41,41 +42,47 @@ def _check(model: Model) -> None:
         )
     spec = PurePosixPath(model.carried.spec.path)
     for each in model.attachments:
-        path = relative_path(each, "attachment")
-        if path == spec or spec.parent / "weights" in (path, *path.parents):
+        if relative_path(each, "attachment") in (spec, spec.parent / FILE):
             raise PackageError(f"an attachment can't be called {each!r}: that is the model's own file")
 
 
 def _write(model: Model, description: Any, folder: Path) -> None:
     """Write the package's files; the same model gives the same bytes."""
     data, carried = folder / "Data", model.carried
-    place = data / PurePosixPath(carried.spec.path).parent
-    weights = place / "weights"
-    weights.mkdir(parents=True)
+    place = PurePosixPath(carried.spec.path).parent
+    (data / place).mkdir(parents=True)
     spec = Model_pb2.Model(specificationVersion=model.spec_version, description=description)
     spec.isUpdatable = carried.updatable
-    spec.mlProgram.CopyFrom(write_program(model.program, model.spec_version, carried, weights))
+    program, weights = write_program(model.program, model.spec_version, carried, data / place)
+    spec.mlProgram.CopyFrom(program)
     (data / carried.spec.path).write_bytes(spec.SerializeToString(deterministic=True))
+    stored = sorted(str(place / path) for path in weights)
     for path, content in model.attachments.items():
+        if str(PurePosixPath(path)) in stored:
+            raise PackageError(f"an attachment can't be called {path!r}: that is a weight file")
         file = data / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
-    stored = Item(weights.relative_to(data).as_posix(), "weights", "com.apple.CoreML", "CoreML Model Weights")
-    items = [carried.spec, *([stored] if any(weights.iterdir()) else []), *_attached(model)]
-    if stored not in items:
-        weights.rmdir()
-    (folder / MANIFEST).write_text(_manifest(carried.spec, items))
+    items = _items(carried, stored, model.attachments)
+    (folder / MANIFEST).write_text(_manifest(carried.spec, [carried.spec, *items]))
 
 
-def _attached(model: Model) -> Iterable[Item]:
-    """The manifest's entries for the attachments: those they came with, new ones for new files."""
+def _items(carried: Carried, weights: Iterable[str], attachments: Iterable[str]) -> Iterable[Item]:
+    """The manifest's entries for all files but the specification: those they came with, new ones for new files."""
     items: dict[str, Item] = {}
-    for path in sorted(model.attachments):
+    for path, is_weight in [*((path, True) for path in weights), *((path, False) for path in sorted(attachments))]:
         pure = PurePosixPath(path)
-        known = [item for each in (pure, *pure.parents) if (item := model.carried.items.get(str(each)))]
-        item = known[0] if known else Item(path, pure.name, "milopt", "")
+        known = [item for each in (pure, *pure.parents) if (item := carried.items.get(str(each)))]
+        item = known[0] if known else _weights_item(carried, pure) if is_weight else Item(path, pure.name, "milopt", "")
         items[item.path] = item
     return items.values()
+
+
+def _weights_item(carried: Carried, path: PurePosixPath) -> Item:
+    """The folder beside the specification that holds the weight file, or the file itself where there is none."""
+    place = PurePosixPath(carried.spec.path).parent
+    top = place / path.relative_to(place).parts[0]
+    return Item(str(top), top.name, "com.apple.CoreML", "CoreML Model Weights")
 
 
 def _manifest(root: Item, items: Iterable[Item]) -> str:

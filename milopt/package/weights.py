@@ -1,124 +1,200 @@
-"""Weight files: MIL's blob storage, version 2, checked before it is believed and read without copying.
+"""Weight files: mapped, checked before they are believed, and read without copying.
 
-Layout (little endian): a header of 64 bytes (count uint32, version uint32), then per tensor an entry of 64 bytes
-(sentinel uint32, element code uint32, bytes uint64, offset of the data uint64, padding bits uint64) and its data,
-both on multiples of 64. A specification points at the entry.
+The arrays are views of the mapping, whatever is done to the file's name afterwards; elements of less than a byte are
+unpacked when they are first asked for. :func:`piece_of` finds the way back, from an array to the bytes it views.
 """
 
 from __future__ import annotations
 
+import copy
 import mmap
-import struct
+import os
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from coremltools.libmilstoragepython import _BlobStorageReader as Reader  # pyright: ignore[reportPrivateUsage]
-from coremltools.proto import MIL_pb2
 
 from milopt.errors import PackageError
-from milopt.mil import types
+from milopt.package.blobs import ALIGNMENT, ELEMENTS, ENTRY, HEADER, SENTINEL, VERSION, Element
 from milopt.package.container import relative_path
+from milopt.package.packing import unpack
 
-__all__ = ["WeightFile", "Weights"]
+__all__ = ["PREFIX", "Mapping", "Packed", "Piece", "WeightFile", "Weights", "piece_of"]
 
 Array = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
-_ALIGNMENT = 64
-_HEADER = struct.Struct("<II")
-_ENTRY = struct.Struct("<IIQQQ")
-_SENTINEL = 0xDEADBEEF
-_VERSION = 2
-_PREFIX = "@model_path/"
+PREFIX = "@model_path/"
+_CHUNK = 1 << 20  # bytes that are unpacked at a time
 
 
-class _Element(NamedTuple):
-    """How a MIL element type is stored: bits per element and the code in the entry."""
+class Mapping(mmap.mmap):
+    """A mapped weight file; ``entries`` has the 64 bytes of the entry by where its data begins.
 
-    name: str
-    bits: int
-    code: int
+    ``handle`` reads the file, for copies that the system makes by itself; it is closed with the mapping.
+    """
+
+    address: int
+    entries: dict[int, bytes]
+    handle: int
 
 
-# The codes are those of MILBlob's BlobDataType.
-_ELEMENTS = {
-    getattr(MIL_pb2.DataType, proto): _Element(name, bits, code)
-    for proto, name, bits, code in (
-        ("FLOAT16", "fp16", 16, 1),
-        ("FLOAT32", "fp32", 32, 2),
-        ("UINT8", "uint8", 8, 3),
-        ("INT8", "int8", 8, 4),
-        ("INT16", "int16", 16, 6),
-        ("UINT16", "uint16", 16, 7),
-        ("INT4", "int4", 4, 8),
-        ("UINT1", "uint1", 1, 9),
-        ("UINT2", "uint2", 2, 10),
-        ("UINT4", "uint4", 4, 11),
-        ("UINT3", "uint3", 3, 12),
-        ("UINT6", "uint6", 6, 13),
-        ("INT32", "int32", 32, 14),
-        ("UINT32", "uint32", 32, 15),
-    )
-}
+@dataclass(frozen=True)
+class Piece:
+    """Some bytes of a mapped file."""
+
+    mapping: Mapping
+    start: int
+    size: int
+
+    def bytes(self) -> Array:
+        return np.frombuffer(self.mapping, np.uint8, self.size, self.start)
+
+
+class _Packing:
+    """Packed elements, and the array of them once someone asked for it.
+
+    The array is kept from then on: weights are told apart by the address of their arrays.
+    """
+
+    def __init__(self, piece: Piece, element: Element, count: int) -> None:
+        self.piece = piece
+        self.element = element
+        self.count = count
+        self._flat: Array = None
+
+    def flat(self) -> Array:
+        if self._flat is None:
+            self._flat = _unpacked(self.piece.bytes(), self.element, self.count)
+        return self._flat
+
+
+class Packed:
+    """PyMIL's box around the value of a constant, for packed elements: they are unpacked when it is opened."""
+
+    def __init__(self, packing: _Packing, shape: tuple[int, ...]) -> None:
+        self._packing: _Packing | None = packing
+        self._shape = shape
+        self._value: Array = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
+        """Another box around the same elements: a mapping has no copy."""
+        del memo
+        return copy.copy(self)
+
+    @property
+    def piece(self) -> Piece | None:
+        """Where the elements lie packed; ``None`` once another value was put into the box."""
+        return None if self._packing is None else self._packing.piece
+
+    @property
+    def val(self) -> Array:
+        if self._value is None and self._packing is not None:
+            self._value = self._packing.flat().reshape(self._shape)
+        return self._value
+
+    @val.setter
+    def val(self, value: Array) -> None:
+        if value is not self._value:
+            self._packing, self._value = None, value
+
+
+def _unpacked(packed: Array, element: Element, count: int) -> Array:
+    result: Array = np.empty(count, element.numpy)
+    per = _CHUNK * 24 // element.bits  # whole groups of elements
+    for first in range(0, count, per):
+        some = min(per, count - first)
+        begin = first * element.bits // 8
+        part = packed[begin : begin + element.nbytes(some)]
+        result[first : first + some] = unpack(part, element.bits, some, signed=element.name.startswith("int"))
+    result.flags.writeable = False
+    return result
+
+
+def piece_of(array: Array) -> Piece | None:
+    """The bytes of a mapped weight file that the array views in their order; ``None`` for any other array."""
+    if not array.flags.c_contiguous:
+        return None
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    mapping = base.obj if isinstance(base, memoryview) else base
+    if not isinstance(mapping, Mapping):
+        return None
+    return Piece(mapping, int(array.__array_interface__["data"][0]) - mapping.address, int(array.nbytes))
 
 
 class WeightFile:
     """A mapped weight file. The mapping outlives the file's name: a deleted or replaced package stays readable."""
 
     def __init__(self, path: Path, where: str) -> None:
-        self._path = path
         self._where = where
-        self._arrays: dict[tuple[int, int], Array] = {}
+        self._used: dict[int, tuple[int, int]] = {}
+        self._packings: dict[tuple[int, int], _Packing] = {}
         try:
             with path.open("rb") as file:
-                self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._map = Mapping(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._map.handle = os.dup(file.fileno())
+            weakref.finalize(self._map, os.close, self._map.handle)
         except (OSError, ValueError) as error:  # ValueError: an empty file can't be mapped
             raise PackageError(f"{where} can't be read: {error}") from error
-        if len(self._bytes) < _ALIGNMENT or _HEADER.unpack_from(self._bytes)[1] != _VERSION:
-            raise PackageError(f"{where} is not a weight file of version {_VERSION}")
+        if len(self._map) < ALIGNMENT or HEADER.unpack_from(self._map)[1] != VERSION:
+            raise PackageError(f"{where} is not a weight file of version {VERSION}")
+        self._map.address = int(np.frombuffer(self._map, np.uint8, 1).__array_interface__["data"][0])
+        self._map.entries = {}
 
-    def array(self, offset: int, dtype: int, shape: tuple[int, ...]) -> Array:
-        """The tensor whose entry lies at ``offset``: a view of the file, or unpacked (once) where bits are packed."""
-        element = _ELEMENTS.get(dtype)
+    def value(self, offset: int, dtype: int, shape: tuple[int, ...]) -> Array | Packed:
+        """The tensor whose entry lies at ``offset``: a view of the file, or a box where its elements are packed."""
+        element = ELEMENTS.get(dtype)
         if element is None:
             raise PackageError(f"{self._where}: tensor at offset {offset} has element type {dtype}, which is unknown")
-        start, size = self._checked(offset, element, prod(shape))
-        known = self._arrays.get((offset, dtype))
-        if known is None:
-            known = self._arrays[offset, dtype] = self._flat(offset, start, size, element)
-        return known.reshape(shape)
-
-    def _flat(self, offset: int, start: int, size: int, element: _Element) -> Array:
-        numpy_type = np.dtype(types.nptype_from_builtin(types.string_to_builtin(element.name)))
+        piece = self._checked(offset, element, prod(shape))
         if element.bits >= 8:
-            return np.frombuffer(self._bytes, numpy_type, size // numpy_type.itemsize, start)
-        unpacked: Array = getattr(Reader(str(self._path)), f"read_{element.name}_data")(offset)
-        return unpacked.view(numpy_type)
+            count = piece.size // element.numpy.itemsize
+            array: Array = np.frombuffer(self._map, element.numpy, count, piece.start)
+            return array.reshape(shape)
+        packing = self._packings.setdefault((offset, dtype), _Packing(piece, element, prod(shape)))
+        return Packed(packing, shape)
 
-    def _checked(self, offset: int, element: _Element, count: int) -> tuple[int, int]:
-        """``(start, size)`` of the data in bytes, after every claim of the entry has been checked."""
+    def _checked(self, offset: int, element: Element, count: int) -> Piece:
+        """The data's place in the file, after every claim of the entry has been checked."""
         where = f"{self._where}: tensor at offset {offset}"
-        held = len(self._bytes)
-        if offset % _ALIGNMENT:
-            raise PackageError(f"{where} is not on a multiple of {_ALIGNMENT}")
-        if offset + _ALIGNMENT > held:
+        held = len(self._map)
+        if offset % ALIGNMENT:
+            raise PackageError(f"{where} is not on a multiple of {ALIGNMENT}")
+        if offset + ALIGNMENT > held:
             raise PackageError(f"{where} lies past the end of the file, which has {held} bytes")
-        sentinel, code, size, start, padding = _ENTRY.unpack_from(self._bytes, offset)
-        if sentinel != _SENTINEL:
-            raise PackageError(f"{where} has no entry there (0x{sentinel:08x} instead of 0x{_SENTINEL:08x})")
+        sentinel, code, size, start, padding = ENTRY.unpack_from(self._map, offset)
+        if sentinel != SENTINEL:
+            raise PackageError(f"{where} has no entry there (0x{sentinel:08x} instead of 0x{SENTINEL:08x})")
         if code != element.code:
             raise PackageError(f"{where} holds element code {code}, the specification says {element.name}")
-        wanted = (count * element.bits + 7) // 8
+        wanted = element.nbytes(count)
         # Whole-byte types have no padding, and older writers leave anything in that field.
         if size != wanted or (element.bits < 8 and padding != wanted * 8 - count * element.bits):
             raise PackageError(f"{where} holds {size} bytes, its shape needs {wanted}")
-        if start % _ALIGNMENT or start < offset + _ALIGNMENT:
+        if start % ALIGNMENT or start < offset + ALIGNMENT:
             raise PackageError(f"{where} says its data is at {start}, which can't be")
         if start + size > held:
             raise PackageError(f"{where} needs {size} bytes at {start}, the file has {held}")
-        return int(start), int(size)
+        self._used[offset] = int(start), int(size)
+        self._map.entries[int(start)] = self._map[offset : offset + ALIGNMENT]
+        return Piece(self._map, int(start), int(size))
+
+    def check(self) -> None:
+        """Refuse a file whose tensors, or their entries, share bytes."""
+        taken = [(offset, offset + ALIGNMENT, offset) for offset in self._used]
+        taken += [(start, start + size, offset) for offset, (start, size) in self._used.items() if size]
+        taken.sort()
+        for (_, end, one), (start, _, other) in pairwise(taken):
+            if start < end:
+                raise PackageError(f"{self._where}: the tensors at offsets {one} and {other} overlap")
+        if taken and taken[0][0] < ALIGNMENT:
+            raise PackageError(f"{self._where}: the tensor at offset {taken[0][2]} overlaps the header")
 
 
 class Weights:
@@ -133,22 +209,33 @@ class Weights:
         self._name = name
         self._files: dict[str, WeightFile] = {}
 
-    def array(self, value: Any) -> Array:
-        """The array of a ``MIL.Value`` that holds a ``blobFileValue``."""
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files that were opened, relative to the specification's folder."""
+        return tuple(self._files)
+
+    def value(self, value: Any) -> tuple[Array | Packed, str]:
+        """What a ``MIL.Value`` with a ``blobFileValue`` holds, and the path of its file."""
         blob = value.blobFileValue
-        where = f"{self._name}: weight file {blob.fileName!r}"
+        where = f"{self._name}: weight file {blob.fileName[:200]!r}"
         if value.type.WhichOneof("type") != "tensorType":
             raise PackageError(f"{where} is used for something that is no tensor")
         tensor = value.type.tensorType
         if any(dim.WhichOneof("dimension") != "constant" for dim in tensor.dimensions):
             raise PackageError(f"{where}: tensor at offset {blob.offset} has no fixed shape")
         shape = tuple(int(dim.constant.size) for dim in tensor.dimensions)
-        return self._file(blob.fileName, where).array(int(blob.offset), int(tensor.dataType), shape)
+        path, file = self._file(blob.fileName, where)
+        return file.value(int(blob.offset), int(tensor.dataType), shape), path
 
-    def _file(self, stored: str, where: str) -> WeightFile:
-        if not stored.startswith(_PREFIX):
-            raise PackageError(f"{where} does not start with {_PREFIX}")
-        path = str(PurePosixPath(relative_path(stored[len(_PREFIX) :], where)))
+    def _file(self, stored: str, where: str) -> tuple[str, WeightFile]:
+        if not stored.startswith(PREFIX):
+            raise PackageError(f"{where} does not start with {PREFIX}")
+        path = str(PurePosixPath(relative_path(stored[len(PREFIX) :], where)))
         if path not in self._files:
             self._files[path] = WeightFile(self._find(path), f"{self._name}: {path}")
-        return self._files[path]
+        return path, self._files[path]
+
+    def check(self) -> None:
+        """To be called when everything has been read: see :meth:`WeightFile.check`."""
+        for file in self._files.values():
+            file.check()

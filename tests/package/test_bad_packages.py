@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import shutil
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from coremltools.proto import Model_pb2
+from coremltools.proto import MIL_pb2, Model_pb2
 
 from milopt.errors import MiloptError, PackageError
+from milopt.mil import Target, mb, operations, types
 from milopt.package import load
 
-from .support import SPEC, WEIGHTS, edit_manifest, entries, linear, spec_of, two_functions, write_spec
+from .packages import block_of, op_named, text_value
+from .support import SPEC, WEIGHTS, edit_manifest, entries, linear, program_of, spec_of, weight, write_spec
+from .test_storing import table
 
 
 @pytest.fixture
@@ -52,6 +58,10 @@ def first_blob(spec: Any) -> Any:
 def test_things_that_are_no_package(tmp_path: Path) -> None:
     (tmp_path / "file.mlpackage").write_bytes(random.Random(0).randbytes(1000))
     (tmp_path / "empty.mlpackage").mkdir()
+    (tmp_path / "network.mlmodel").write_bytes(b"\x08\x04")
+    (tmp_path / "compiled.mlmodelc").mkdir()
+    assert "is a single file, which holds no ML Program" in refused(tmp_path / "network.mlmodel")
+    assert "is a compiled model" in refused(tmp_path / "compiled.mlmodelc")
     assert "no such file" in refused(tmp_path / "absent.mlpackage")
     assert "can't be read" in refused(tmp_path / ("a" * 300))
     assert "a .mlpackage is a folder" in refused(tmp_path / "file.mlpackage")
@@ -205,26 +215,11 @@ def test_broken_programs(package: Path) -> None:
     def cyclic(function: Any) -> None:
         block(function).operations[-2].inputs["x"].arguments[0].name = "y"
 
-    def unknown_op(function: Any) -> None:
-        block(function).operations[-1].type = "no_such_op"
-
     assert "unknown opset 'CoreML99'" in with_change(lambda function: setattr(function, "opset", "CoreML99"))
-    assert "Var nothing not found" in with_change(undefined)
-    assert "Var y not found" in with_change(cyclic)
-    assert "no_such_op" in with_change(unknown_op)
+    assert "op 'y': the value 'nothing' is used and not defined before" in with_change(undefined)
+    assert "the value 'y' is used and not defined before" in with_change(cyclic)
     assert "default function 'main' is not among" in with_rename(package)
     assert load(package).functions  # none of this left a trace in the process
-
-
-def test_functions_of_different_opsets(tmp_path: Path) -> None:
-    package = load(two_functions()).save(tmp_path / "a.mlpackage")
-    spec = spec_of(package)
-    function = spec.mlProgram.functions["decode"]
-    function.block_specializations["CoreML7"].CopyFrom(function.block_specializations["CoreML8"])
-    del function.block_specializations["CoreML8"]
-    function.opset = "CoreML7"
-    write_spec(package, spec)
-    assert "all functions must have the same opset_version" in refused(package)
 
 
 def with_rename(package: Path) -> str:
@@ -235,6 +230,225 @@ def with_rename(package: Path) -> str:
     shutil.copytree(package, target)
     write_spec(target, spec)
     return refused(target)
+
+
+def changed(package: Path, change: Callable[[Any], None]) -> str:
+    """What is said of the package with a changed block."""
+    spec = spec_of(package)
+    change(block_of(spec))
+    write_spec(package, spec)
+    return refused(package)
+
+
+def value_of(block: Any, output: str) -> Any:
+    return op_named(block, output).attributes["val"]
+
+
+def linear_with_scale(folder: Path) -> Path:
+    """A linear layer whose result is scaled by a constant in the specification."""
+
+    def build(x: Any) -> Any:
+        scale = mb.const(val=np.arange(4, dtype=np.float32), name="scale")
+        return mb.mul(x=x, y=scale, name="y")
+
+    inputs = [mb.TensorSpec(shape=(4,), dtype=types.fp32)]
+    return load(program_of(mb.program(input_specs=inputs, opset_version=Target.iOS16)(build))).save(
+        folder / "s.mlpackage"
+    )
+
+
+def test_tensors_that_overlap(package: Path) -> None:
+    """Two entries with the same data, and an entry inside another tensor's data."""
+    content = (package / WEIGHTS).read_bytes()
+    (first, second) = entries(load(table(weight(16, 16), weight(16, 16) + 1)).save(package.parent / "two.mlpackage"))
+    two = package.parent / "two.mlpackage"
+    start = struct.unpack_from("<Q", (two / WEIGHTS).read_bytes(), second + 16)[0]
+    patch_weights(two, first + 16, struct.pack("<Q", start))
+    assert f"the tensors at offsets {first} and {second} overlap" in refused(two)
+    patch_weights(package, 128, content[64:128])  # an entry in the middle of the data, with data behind it
+    patch_weights(package, 128 + 16, struct.pack("<Q", 192))
+    (package / WEIGHTS).write_bytes((package / WEIGHTS).read_bytes() + bytes(64))
+
+    def use_both(block: Any) -> None:
+        other = block.operations.add()
+        other.CopyFrom(next(op for op in block.operations if op.attributes["val"].HasField("blobFileValue")))
+        other.outputs[0].name = "other"
+        other.attributes["val"].blobFileValue.offset = 128
+
+    assert "overlap" in changed(package, use_both)
+
+
+def one_less(tensor: Any) -> None:
+    tensor.floats.values.pop()
+
+
+def none_at_all(tensor: Any) -> None:
+    tensor.ClearField("floats")
+
+
+def a_string(tensor: Any) -> None:
+    tensor.strings.values.append("x")
+
+
+def three_bytes(tensor: Any) -> None:
+    tensor.bytes.values = b"abc"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (one_less, "holds 3 elements, its shape needs 4"),
+        (none_at_all, "holds no value"),
+        (a_string, "is declared fp32 and holds strings"),
+        (three_bytes, "holds 3 bytes, which is no whole number of elements"),
+    ],
+)
+def test_values_that_are_not_what_they_say(change: Any, message: str, tmp_path: Path) -> None:
+    package = linear_with_scale(tmp_path)
+    assert message in changed(package, lambda block: change(value_of(block, "scale").immediateValue.tensor))
+
+
+def test_gigantic_shapes_with_little_data(tmp_path: Path) -> None:
+    def grow(block: Any) -> None:
+        op = op_named(block, "scale")
+        for kind in (op.outputs[0].type, op.attributes["val"].type):
+            kind.tensorType.dimensions[0].constant.size = 2**60
+
+    package = linear_with_scale(tmp_path)
+    assert f"its shape needs {2**60}" in changed(package, grow)
+
+
+def test_gigantic_result_costs_nothing(tmp_path: Path) -> None:
+    package = linear_with_scale(tmp_path)
+    spec = spec_of(package)
+    op_named(block_of(spec), "y").outputs[0].type.tensorType.dimensions[0].constant.size = 2**62
+    write_spec(package, spec)
+    assert load(package).function().outputs[0].shape == (2**62,)
+
+    def beyond(block: Any) -> None:
+        op_named(block, "y").outputs[0].type.tensorType.dimensions[0].constant.size = 2**63
+
+    assert f"has a dimension of {2**63}" in changed(package, beyond)
+
+
+def test_strings_that_would_fill_the_memory(tmp_path: Path) -> None:
+    def grow(block: Any) -> None:
+        op = op_named(block, "scale")
+        for kind in (op.outputs[0].type, op.attributes["val"].type):
+            kind.tensorType.dataType = MIL_pb2.DataType.STRING
+            kind.tensorType.dimensions[0].constant.size = 100_001
+        strings = op.attributes["val"].immediateValue.tensor.strings.values
+        strings.extend(["x" * 1_000_000, *([""] * 100_000)])
+
+    assert "strings of up to 1000000 characters" in changed(linear_with_scale(tmp_path), grow)
+
+
+def duplicate(block: Any) -> None:
+    block.operations.add().CopyFrom(op_named(block, "scale"))
+
+
+def no_value(block: Any) -> None:
+    del op_named(block, "scale").attributes["val"]
+
+
+def unbound(block: Any) -> None:
+    op_named(block, "y").inputs["x"].arguments[0].Clear()
+
+
+def in_a_list(block: Any) -> None:
+    value = op_named(block, "scale").attributes["val"]
+    value.type.Clear()
+    value.type.listType.type.tensorType.dataType = MIL_pb2.DataType.FLOAT32
+    inner = value.immediateValue.list.values.add()
+    inner.type.tensorType.dataType = MIL_pb2.DataType.FLOAT32
+    inner.blobFileValue.fileName = "@model_path/weights/weight.bin"
+
+
+def strange_type(block: Any) -> None:
+    op_named(block, "y").outputs[0].type.tensorType.dataType = MIL_pb2.DataType.BFLOAT16
+
+
+def untyped(block: Any) -> None:
+    op_named(block, "y").outputs[0].type.Clear()
+
+
+def wrong_rank(block: Any) -> None:
+    op_named(block, "y").outputs[0].type.tensorType.rank = 3
+
+
+def blob_attribute(block: Any) -> None:
+    block.attributes["x"].blobFileValue.fileName = "@model_path/weights/weight.bin"
+
+
+def other_type(block: Any) -> None:
+    op_named(block, "scale").outputs[0].type.tensorType.dataType = MIL_pb2.DataType.INT32
+
+
+def no_output(block: Any) -> None:
+    block.outputs[0] = "nowhere"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (duplicate, "the value 'scale' is defined twice"),
+        (no_value, "is a const that does not consist of one value and one output"),
+        (unbound, "its input 'x' is bound to nothing"),
+        (in_a_list, "weights/weight.bin is missing"),
+        (strange_type, "has element type BFLOAT16, which coremltools has no counterpart of"),
+        (untyped, "has no type"),
+        (wrong_rank, "has rank 3 and 1 dimensions"),
+        (blob_attribute, "has an attribute whose value lies in a weight file"),
+        (other_type, "has a value of another type than its output"),
+        (no_output, "a block's output: the value 'nowhere' is used and not defined before"),
+    ],
+)
+def test_programs_that_make_no_sense(change: Any, message: str, tmp_path: Path) -> None:
+    assert message in changed(linear_with_scale(tmp_path), change)
+
+
+def test_many_things_of_one_name(package: Path) -> None:
+    """Finding new names for them takes no time that grows with the square of their number."""
+    spec = spec_of(package)
+    block = block_of(spec)
+    for index in range(5000):
+        op = block.operations.add(type="unknown")
+        op.attributes["name"].CopyFrom(text_value("same"))
+        if index % 2:
+            op.outputs.add(name=f"value{index}", type=op_named(block, "y").outputs[0].type)
+    write_spec(package, spec)
+    start = time.process_time()
+    names = [op.name for op in operations(load(package).function()) if op.op_type == "unknown"]
+    assert (len(names), len(set(names))) == (5000, 5000)
+    assert time.process_time() - start < 10  # about one second; it was a minute
+
+
+def test_program_of_another_version(package: Path) -> None:
+    spec = spec_of(package)
+    spec.mlProgram.version = 2
+    write_spec(package, spec)
+    assert "has a program of version 2; 1 is known" in refused(package)
+
+
+@pytest.mark.parametrize("what", ["Manifest.json", SPEC, WEIGHTS])
+def test_files_that_are_none(package: Path, what: str) -> None:
+    """Reading a pipe would wait for ever."""
+    (package / what).unlink()
+    os.mkfifo(package / what)
+    refused(package)
+
+
+@pytest.mark.parametrize("what", ["Manifest.json", SPEC])
+def test_files_that_are_too_large(package: Path, what: str) -> None:
+    with (package / what).open("r+b") as file:
+        file.truncate(1 << 40)  # with a hole: it takes no room
+    assert f"has {1 << 40} bytes" in refused(package)
+
+
+def test_attachment_that_is_too_large(package: Path) -> None:
+    with (package / "Data/com.apple.CoreML/weights/more.bin").open("wb") as file:
+        file.truncate(1 << 40)
+    assert f"more.bin has {1 << 40} bytes" in refused(package)
 
 
 def test_flipped_bytes_load_or_are_refused(package: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -19,7 +20,8 @@ from milopt.mil import Program, mb, operations
 from milopt.package import load
 from milopt.text import text
 
-from .support import counter, linear, loop, two_functions
+from .support import counter, linear, loop, tree, two_functions
+from .test_writing import compressed_ios18
 
 
 def graph_of(program: Program) -> dict[int, Any]:
@@ -92,6 +94,18 @@ def test_clone_in_the_middle_of_a_conversion() -> None:
     scopes = [op.scopes[ScopeSource.TORCHSCRIPT_MODULE_TYPE] for op in operations(clone.function())]
     assert scopes == [op.scopes[ScopeSource.TORCHSCRIPT_MODULE_TYPE] for op in operations(load(program).function())]
     assert ["fft_rfft"] in scopes
+
+
+def test_clone_of_packed_weights(tmp_path: Path) -> None:
+    """Boxes that are not opened yet are not shared; what is put into one stays out of the other."""
+    package = load(compressed_ios18()).save(tmp_path / "a.mlpackage")
+    model = load(package)
+    for copied in (model.clone().program, copy.deepcopy(model.program)):
+        op = next(op for op in operations(copied.functions["main"]) if op.op_type == "constexpr_blockwise_shift_scale")
+        data: Any = op.inputs["data"]
+        data._sym_val.val = np.zeros_like(data.val)
+        op.inputs["scale"].op.outputs[0].name = "renamed"
+    assert tree(model.save(tmp_path / "b.mlpackage")) == tree(package)
 
 
 def test_clone_can_be_saved(tmp_path: Path) -> None:
