@@ -155,7 +155,8 @@ class Arguments:
             return
         try:
             defaults: dict[str, Any] = dict(op.default_inputs().items())
-        except (ValueError, TypeError, AttributeError, KeyError, IndexError):  # they depend on inputs of other ranks
+        except (ValueError, TypeError, AttributeError, KeyError, IndexError, ArithmeticError, AssertionError):
+            _make_opaque(op)  # they depend on inputs, which are not what PyMIL expects
             return
         spec: dict[str, Any] = cast("Any", op).input_spec.input_types
         for name, value in defaults.items():
@@ -170,6 +171,12 @@ class Arguments:
             operations.insert_op_before(made, op)
             cast("Any", made).package_origin = Origin(role=Role.DEFAULT, owner=origin, argument=name)
             connect(op, {name: made.outputs[0]})
+
+
+def _make_opaque(op: Any) -> None:
+    op.__class__ = opaque_class(op.op_type)
+    op._input_vars = {name: value for name, value in op._input_vars.items() if value is not None}
+    op.name_inputs(op._input_vars)
 
 
 def _no_function(*_: Any) -> None:

@@ -50,7 +50,10 @@ def _read(proto: Any, symbols: Symbols, found: list[Any], where: str) -> Any:
         pair = proto.dictionaryType
         return types.dict(*(_read(each, symbols, found, where) for each in (pair.keyType, pair.valueType)))
     if kind == "stateType":
-        return types.state(_read(proto.stateType.wrappedType, symbols, found, where))
+        wrapped = _read(proto.stateType.wrappedType, symbols, found, where)
+        if not types.is_tensor(wrapped):
+            raise PackageError(f"{where} is a state of something that is no tensor")
+        return types.state(wrapped)
     if kind == "tupleType":
         return types.tuple(tuple(_read(each, symbols, found, where) for each in proto.tupleType.types))
     raise PackageError(f"{where} has no type")

@@ -28,6 +28,11 @@ from milopt.package.weights import Weights
 
 __all__ = ["OPSETS", "read_program"]
 
+# what PyMIL, protobuf and numpy raise when they are given what makes no sense
+_PYMIL_SAYS_NO = (
+    *(ValueError, TypeError, AttributeError, KeyError, IndexError, ArithmeticError, AssertionError),
+    *(RecursionError, NotImplementedError),
+)
 OPSETS = {f"CoreML{int(each) - 1}": each for each in Target}
 
 
@@ -45,7 +50,7 @@ def read_program(proto: Any, weights: Weights, order: Iterable[str], where: str)
             program.functions[name] = _FunctionReader(values, place).function(proto.functions[name])
         except MiloptError:
             raise
-        except (ValueError, TypeError, AttributeError, KeyError, IndexError, ArithmeticError, RecursionError) as error:
+        except _PYMIL_SAYS_NO as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise PackageError(f"{place} can't be read: {reason}") from error
     weights.check()

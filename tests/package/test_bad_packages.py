@@ -22,7 +22,7 @@ from milopt.mil import Target, mb, operations, types
 from milopt.package import load
 
 from .packages import block_of, op_named, text_value
-from .support import SPEC, WEIGHTS, edit_manifest, entries, linear, program_of, spec_of, weight, write_spec
+from .support import SPEC, WEIGHTS, counter, edit_manifest, entries, linear, program_of, spec_of, weight, write_spec
 from .test_storing import table
 
 
@@ -421,6 +421,16 @@ def test_many_things_of_one_name(package: Path) -> None:
     names = [op.name for op in operations(load(package).function()) if op.op_type == "unknown"]
     assert (len(names), len(set(names))) == (5000, 5000)
     assert time.process_time() - start < 10  # about one second; it was a minute
+
+
+def test_state_of_no_tensor(tmp_path: Path) -> None:
+    package = load(counter()).save(tmp_path / "a.mlpackage")
+    spec = spec_of(package)
+    (state,) = (each for each in spec.mlProgram.functions["main"].inputs if each.type.HasField("stateType"))
+    state.type.stateType.wrappedType.tensorType.ClearField("dimensions")
+    state.type.stateType.wrappedType.tensorType.rank = 0
+    write_spec(package, spec)
+    assert "is a state of something that is no tensor" in refused(package)
 
 
 def test_program_of_another_version(package: Path) -> None:

@@ -93,6 +93,29 @@ def test_inputs_that_pymil_refuses(tmp_path: Path) -> None:
     np.testing.assert_array_equal(result, [0, 2, 0, 4])
 
 
+def test_inputs_that_give_no_defaults(tmp_path: Path) -> None:
+    """The default bias of a linear op has the size of its weight, which here nobody knows."""
+
+    def build(x: Any) -> Any:
+        return mb.linear(x=x, weight=mb.const(val=np.ones((2, 4), np.float32)), name="y")
+
+    def change(spec: Any) -> None:
+        block = block_of(spec)
+        op = op_named(block, "y")
+        weight = op_named(block, op.inputs["weight"].arguments[0].name)
+        del op.inputs["bias"]
+        weight.type = "computed_somehow"
+        del weight.attributes["val"]
+        weight.outputs[0].type.tensorType.dimensions[0].unknown.variadic = False
+
+    inputs = [mb.TensorSpec(shape=(1, 4), dtype=types.fp32)]
+    program = program_of(mb.program(input_specs=inputs, opset_version=Target.iOS16)(build))
+    package = edited(tmp_path, change, program)
+    model = load(package)
+    assert "linear(" in text(model)
+    assert saved_again(package) == spec_of(package)
+
+
 def test_prelu_that_type_inference_refuses(tmp_path: Path) -> None:
     """coremltools 9.0 refuses alphas that differ on rank 3 and 5; a published model has them."""
     alphas = np.array([0.1, 0.2, 0.3], np.float32)
