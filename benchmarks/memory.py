@@ -42,6 +42,11 @@ class AnonymousPeak:
         self._thread.join()
         self.peak = max(self.peak, anonymous_bytes())
 
+    def so_far(self) -> int:
+        """The peak until now."""
+        self.peak = max(self.peak, anonymous_bytes())
+        return self.peak
+
     def _watch(self) -> None:
         while not self._over.wait(self.interval):
             self.peak = max(self.peak, anonymous_bytes())
