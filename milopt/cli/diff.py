@@ -58,7 +58,7 @@ def _print(console: Console, found: Difference, most: int) -> None:
     from milopt.tables import table
 
     for line in found.lines(most):
-        console.print(Text(line))
+        console.print(Text(line), soft_wrap=True)  # one difference a line, for grep
     if found:
         rows = [(name, size(one), size(other)) for name, (one, other) in found.sizes.items()]
         console.print(table("Sizes", "file", ">before", ">after", rows=rows))

@@ -16,9 +16,10 @@ import pytest
 import milopt
 from milopt.cli import main
 from milopt.difference.result import SECTIONS, WEAK
+from milopt.mil import operations
 from milopt.package import load
 from tests.package.packages import edited
-from tests.package.support import linear, spec_of, write_spec
+from tests.package.support import linear, loop, spec_of, write_spec
 from tests.package.test_identity import FEATURES
 
 from .planted import PLANTED, one_weight
@@ -62,6 +63,20 @@ def test_a_planted_change_is_seen_and_named(name: str, tmp_path: Path) -> None:
 
 def test_every_section_has_a_planted_change() -> None:
     assert set().union(*(case.sections for case in PLANTED.values())) == set(SECTIONS)
+
+
+def test_other_names_for_everything_inside(tmp_path: Path) -> None:
+    """Nested blocks included: what the ops do is told by no name."""
+    model = load(edited(tmp_path, lambda spec: None, loop()))
+    renamed = model.clone()
+    kept = {*renamed.function().inputs, *(var.name for var in renamed.function().outputs)}
+    for index, op in enumerate(operations(renamed.function())):
+        for var in op.outputs:
+            var.name = var.name if var.name in kept else f"v{index}"
+        op.name = f"op{index}"
+    found = milopt.diff(model, renamed)
+    assert list(found.sections) == ["names"], str(found)
+    assert found.only_weak
 
 
 def test_how_far_weights_are_apart(tmp_path: Path) -> None:
