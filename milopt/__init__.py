@@ -17,6 +17,7 @@ from milopt._quiet import silence_start_up
 if TYPE_CHECKING:
     from milopt.building import Builder
     from milopt.coremltools_passes import coremltools_pipeline
+    from milopt.difference import Difference, diff
     from milopt.errors import MiloptError
     from milopt.interpreter.evaluate import evaluate
     from milopt.interpreter.state import make_state
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Builder",
     "Const",
+    "Difference",
     "Exact",
     "Lossy",
     "Match",
@@ -54,6 +56,7 @@ __all__ = [
     "apply",
     "compare",
     "coremltools_pipeline",
+    "diff",
     "evaluate",
     "freeze",
     "load",
@@ -67,6 +70,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "building": ("Builder",),
     "coremltools_passes": ("coremltools_pipeline",),
+    "difference": ("Difference", "diff"),
     "errors": ("MiloptError",),
     "interpreter": ("evaluate", "make_state"),
     "matching": ("Match",),

@@ -16,6 +16,7 @@ import milopt
 
 _PUBLIC = (
     "milopt",
+    "milopt.difference",
     "milopt.huggingface",
     "milopt.testing",
     "milopt.interpreter",

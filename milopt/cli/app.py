@@ -10,6 +10,7 @@ import typer
 import milopt
 from milopt.cli.convert import convert
 from milopt.cli.demo import demo
+from milopt.cli.diff import diff
 from milopt.cli.generate import generate
 from milopt.cli.inspect import inspect
 from milopt.cli.optimize import optimize
@@ -19,7 +20,7 @@ from milopt.cli.verify import verify
 
 __all__ = ["command"]
 
-_COMMANDS = (convert, optimize, verify, run, inspect, passes, generate, demo)
+_COMMANDS = (convert, optimize, verify, run, inspect, diff, passes, generate, demo)
 
 
 def _version(wanted: bool) -> None:

@@ -21,7 +21,7 @@ from tests.verify.decoders import Decoder
 
 Capture = pytest.CaptureFixture[str]
 
-COMMANDS = ("convert", "optimize", "verify", "run", "inspect", "passes", "generate", "demo")
+COMMANDS = ("convert", "optimize", "verify", "run", "inspect", "diff", "passes", "generate", "demo")
 
 
 def printed(capsys: Capture, *arguments: object, status: int = 0) -> str:

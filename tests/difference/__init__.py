@@ -1,0 +1,1 @@
+"""Tests of `milopt diff` and `milopt.diff`."""
