@@ -4,9 +4,9 @@
 
 Four packages are made (or found again in ``--packages``): the plain conversion and the fully rewritten one, in fp32 and
 in fp16. Each of them, and transformers in fp32, runs in a process of its own, in turn, ``--rounds`` times: a prompt of
-256 tokens, then single tokens. Memory is what the process holds of anonymous pages above its imports, at its peak, beside
-the weights in fp32; fp32 packages are mapped and need no copy. The logits of the prompt are 50 MB of it. States are fp16
-in Core ML, so the rewritten fp32 package keeps its cache as inputs and outputs.
+256 tokens, then single tokens. Memory is what the process holds of anonymous pages above its imports, at its peak,
+beside the weights in fp32; fp32 packages are mapped and need no copy. The logits of the prompt are 50 MB of it. States
+are fp16 in Core ML, so the rewritten fp32 package keeps its cache as inputs and outputs.
 Writes benchmarks/results/interpreter.md.
 """
 
