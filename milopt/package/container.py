@@ -13,10 +13,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from milopt.errors import PackageError
+from milopt.package.parts import quoted
 
 __all__ = ["MANIFEST", "SPEC", "Container", "Item", "inside", "open_container", "relative_path"]
 
 MANIFEST = "Manifest.json"
+_LONGEST = 1000  # characters of a path inside a package; a name may have 255 on the disk
 _MOST = 1 << 26  # bytes of a manifest
 
 
@@ -57,9 +59,11 @@ def relative_path(path: object, where: str) -> PurePosixPath:
     """``path`` as a path below a folder; absolute ones, ``..`` and backslashes are refused."""
     if not isinstance(path, str) or not path or "\0" in path:
         raise PackageError(f"{where}: {path!r} is not a path")
+    if len(path) > _LONGEST:
+        raise PackageError(f"{where}: the path {quoted(path)} is longer than {_LONGEST} characters")
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or "\\" in path or not pure.parts:
-        raise PackageError(f"{where}: the path {path!r} leads out of the package")
+        raise PackageError(f"{where}: the path {quoted(path)} leads out of the package")
     return pure
 
 

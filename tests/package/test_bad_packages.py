@@ -93,6 +93,12 @@ def test_manifest_that_leads_out(package: Path, path: object) -> None:
     assert "Manifest.json" in refused(package)
 
 
+@pytest.mark.parametrize("length", [300, 5000])
+def test_manifest_with_a_path_that_no_disk_has(package: Path, length: int) -> None:
+    edit_manifest(package, path="x" * length)
+    assert len(refused(package)) < 1500
+
+
 @pytest.mark.parametrize("what", [SPEC, WEIGHTS, "Manifest.json"])
 def test_link_that_leads_out(package: Path, tmp_path: Path, what: str) -> None:
     (package / what).rename(tmp_path / "elsewhere")
