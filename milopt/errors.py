@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = ["EvaluationError", "MiloptError", "PackageError", "PassError", "UnsupportedOps", "VerificationError"]
 
+_LONGEST = 1500  # characters of a message about a package
+
 
 class MiloptError(ValueError):
     """Bad input. The message is one line: which file or op, what is wrong, what to do.
@@ -14,6 +16,10 @@ class MiloptError(ValueError):
 
 class PackageError(MiloptError):
     """A package can't be read or written."""
+
+    def __init__(self, message: str) -> None:
+        # names in a damaged package may be of any length
+        super().__init__(message if len(message) <= _LONGEST else f"{message[:_LONGEST]}...")
 
 
 class PassError(MiloptError):

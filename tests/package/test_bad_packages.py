@@ -93,6 +93,11 @@ def test_manifest_that_leads_out(package: Path, path: object) -> None:
     assert "Manifest.json" in refused(package)
 
 
+def test_a_message_is_no_longer_than_a_line() -> None:
+    assert len(str(PackageError("x" * 10_000))) < 2000
+    assert str(PackageError("short")) == "short"
+
+
 @pytest.mark.parametrize("length", [300, 5000])
 def test_manifest_with_a_path_that_no_disk_has(package: Path, length: int) -> None:
     edit_manifest(package, path="x" * length)
