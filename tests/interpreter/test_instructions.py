@@ -168,9 +168,15 @@ def test_heads_that_are_repeated_as_a_whole_are_not_groups() -> None:
     assert executed(plan).count("tile") == 2
 
 
-@pytest.mark.parametrize("length", [1, 3])
-def test_a_convolution_among_reshapes_of_one_row(length: int) -> None:
-    """(B,S,C) -> (B,C,1,S) -> conv -> (B,S,O), as ``linear-to-conv`` writes it."""
+@pytest.mark.parametrize(
+    ("length", "calls"),
+    [(1, ["conv", "conv", "transpose"]), (3, ["expand_dims", "conv", "conv", "transpose", "transpose"])],
+)
+def test_a_convolution_among_reshapes_of_one_row(length: int, calls: list[str]) -> None:
+    """(B,S,C) -> (B,C,1,S) -> conv -> (B,S,O), as ``linear-to-conv`` writes it.
+
+    Of a single token only the result that is an output before its reshapes, too, needs a view.
+    """
 
     def build(x: Any) -> Any:
         y = mb.expand_dims(x=mb.transpose(x=mb.relu(x=x), perm=[0, 2, 1]), axes=[2])
@@ -185,8 +191,7 @@ def test_a_convolution_among_reshapes_of_one_row(length: int) -> None:
     for name, value in plan.run(inputs).items():
         # float64 sums of 4 products in another order
         torch.testing.assert_close(value, observed(plan, inputs)[name], rtol=1e-13, atol=1e-13)
-    if length == 1:
-        assert executed(plan) == ["relu", "conv", "conv", "squeeze", "relu"] or executed(plan).count("expand_dims") == 0
+    assert executed(plan) == ["relu", *calls, "relu"]
 
 
 EDGES = [0.0, -0.0, 1.0, -3.0, 2**-24, -(2.0**-14), 1000.0, 65504.0, -65504.0, 0.1, np.inf, -np.inf, np.nan]
