@@ -1,14 +1,15 @@
 """What loading and saving a package costs, beside coremltools' own way.
 
-    python -m benchmarks.package [--parameters 400M] [--folder DIR] [--coremltools | --no-coremltools]
+    python -m benchmarks.package [--parameters 400M] [--rounds 3] [--folder DIR] [--coremltools | --no-coremltools]
 
 A synthetic fp16 decoder of about that many parameters is written to a temporary folder (in ``--folder``; three times
-its size is needed there), loaded and saved again, each way in a process of its own. Time is that of load and save,
-after the imports; neither waits until the bytes are on the disk (milopt does so only to replace a package). Memory is
-the process's anonymous memory (``RssAnon`` of ``/proc/PID/status``: private pages that no file backs, the pages of the
-mapped weight file apart), sampled every 2 ms from outside, less what the imports left. Linux only. Above 1B
-coremltools' way is left out unless asked for. A plain copy of the files tells what the disk alone takes.
-coremltools' way is ``milproto.load``, ``mil_convert`` (which runs its default passes unless told not to) and ``save``.
+its size is needed there), loaded and saved again, each way in a process of its own, in turn; the rounds' medians are
+told, and the range of the total. Time is that of load and save, after the imports; neither waits until the bytes are
+on the disk (milopt does so only to replace a package). Memory is the process's anonymous memory (``RssAnon`` of
+``/proc/PID/status``: private pages that no file backs, the pages of the mapped weight file apart), sampled every 2 ms
+from outside, less what the imports left. Linux only. Above 1B coremltools' way is left out unless asked for. A plain
+copy of the files tells what the disk alone takes. coremltools' way is ``milproto.load``, ``mil_convert`` (which runs
+its default passes unless told not to) and ``save``.
 Writes benchmarks/results/package.md.
 """
 
@@ -27,6 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -207,26 +209,42 @@ def parameters_of(text: str) -> int:
     return int(float(text[:-1]) * unit) if unit else int(text)
 
 
-def report(parameters: int, folder: Path | None, ways: list[str]) -> str:
+def report(parameters: int, rounds: int, folder: Path | None, ways: list[str]) -> str:
     with tempfile.TemporaryDirectory(dir=folder, prefix="milopt-benchmark-") as place:
         source = Path(place) / "model.mlpackage"
         subprocess.run([sys.executable, "-m", "benchmarks.package", "--make", str(source), str(parameters)], check=True)
         size = sum(each.stat().st_size for each in source.rglob("*") if each.is_file())
         lines = [f"{shape_of(parameters).parameters / 1e9:.2f}B parameters, {size / 2**20:,.0f} MiB", ""]
-        lines += ["| | load, s | save, s | total, s | memory, MiB |", "|---|---|---|---|---|"]
-        for way in ways:
-            target = Path(place) / f"{way}.mlpackage"
-            found = measure(way, source, target)
-            seconds = " | ".join(f"{found[key]:.2f}" for key in ("load", "save", "total"))
-            lines.append(f"| {way} | {seconds} | {found['memory'] / 2**20:.0f} |")
+        lines += [f"| median of {rounds} | load, s | save, s | total, s | range, s | times milopt's | memory, MiB |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        found = in_turn(ways, source, Path(place), rounds)
+        first = median(each["total"] for each in found[ways[0]])
+        for way, each in found.items():
+            middle = {key: median(one[key] for one in each) for key in ("load", "save", "total")}
+            totals = sorted(one["total"] for one in each)
+            seconds = " | ".join(f"{middle[key]:.2f}" for key in ("load", "save", "total"))
+            memory = max(one["memory"] for one in each) / 2**20
+            spread = f"{totals[0]:.2f} to {totals[-1]:.2f}"
+            lines.append(f"| {way} | {seconds} | {spread} | {middle['total'] / first:.1f} | {memory:.0f} |")
             print(lines[-1], flush=True)
-            shutil.rmtree(target)
     return "\n".join(lines)
+
+
+def in_turn(ways: list[str], source: Path, place: Path, rounds: int) -> dict[str, list[dict[str, float]]]:
+    """What each way took, round by round; a slow minute of the machine so meets all of them."""
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way in ways:
+            target = place / f"{way}.mlpackage"
+            found[way].append(measure(way, source, target))
+            shutil.rmtree(target)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parameters", type=parameters_of, nargs="+", default=[400 * 10**6])
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the packages are written")
     parser.add_argument("--coremltools", action=argparse.BooleanOptionalAction, help="measure coremltools' way too")
     parser.add_argument("--make", nargs=2, help=argparse.SUPPRESS)
@@ -243,7 +261,12 @@ def main() -> None:
     for parameters in options.parameters:
         beside = options.coremltools if options.coremltools is not None else parameters < 10**9
         tables.append(
-            report(parameters, options.folder, ["milopt", "a copy of the files", *(COREMLTOOLS if beside else ())])
+            report(
+                parameters,
+                options.rounds,
+                options.folder,
+                ["milopt", "a copy of the files", *(COREMLTOOLS if beside else ())],
+            )
         )
     text = f"# Loading and saving a package\n\n{(__doc__ or '').strip()}\n\n" + "\n\n".join(tables) + "\n"
     (HERE / "results" / "package.md").write_text(text)
