@@ -7,7 +7,7 @@ pip := $(python) -m pip --disable-pip-version-check
 # A stamp is younger than what it was installed from: only a change of these two files installs again.
 sources := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow peer-tests property-tests fuzz check clean help
+.PHONY: demo families test test-slow peer-tests property-tests fuzz fuzz-packages fuzz-rules found mutants check clean help
 
 help:
 	@echo 'make demo       convert, optimize, verify and run SmolLM2-135M-Instruct'
@@ -15,7 +15,10 @@ help:
 	@echo 'make test-slow  run all tests, the slow ones too'
 	@echo 'make peer-tests run the op tests of coremltools with milopt predicting (PEERS=folder of coremltools: others)'
 	@echo 'make property-tests  try the properties of the ops in twenty times as many examples'
-	@echo 'make fuzz       load and save thousands of mutated packages'
+	@echo 'make families   convert every family of models and write docs/families.md'
+	@echo 'make fuzz       load and save thousands of mutated packages; try every rule and pass on 10000 programs'
+	@echo 'make found      run the passes of coremltools over 2000 programs, and shrink what they get wrong'
+	@echo 'make mutants    change the passes in thousands of small ways, and tell which changes no test notices'
 	@echo 'make check      ruff, mypy, pyright'
 	@echo 'make clean      remove $(VENV) and what the demo wrote'
 
@@ -34,11 +37,28 @@ PEERS ?= converters/mil/mil/ops/tests
 peer-tests: $(VENV)/.installed-huggingface,testing,references
 	$(python) -m tests.peers $(PEERS) -n auto
 
+# about an hour; FAMILIES='gemma-3 gpt-2 --routes trace --output /tmp/some.md' measures some
+families: $(VENV)/.installed-huggingface,testing
+	$(python) -m benchmarks.families $(FAMILIES)
+
 property-tests: $(VENV)/.installed-huggingface,testing
 	$(python) -m pytest tests/interpreter/properties
 
-fuzz: $(VENV)/.installed-huggingface,testing
+fuzz: fuzz-packages fuzz-rules
+
+fuzz-packages: $(VENV)/.installed-huggingface,testing
 	$(python) -m tests.package.fuzz --count 2000
+
+fuzz-rules: $(VENV)/.installed-huggingface,testing
+	$(python) -m tests.rules_fuzz --count 10500
+	MILOPT_SPELLINGS=3000 $(python) -m pytest tests/passes/test_attention_spellings.py
+
+found: $(VENV)/.installed-huggingface,testing
+	$(python) -m tests.found --count 2000
+
+# small changes of the passes, one at a time, and whether a test fails; only what changed since the last run is tried
+mutants: $(VENV)/.installed-huggingface,testing
+	$(python) -m tests.mutants
 
 check: $(VENV)/.installed-huggingface,testing,dev
 	$(python) -m ruff check .

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 from milopt._quiet import silence_start_up
 
 if TYPE_CHECKING:
+    from milopt.bisecting import Bisection, bisect
     from milopt.building import Builder
     from milopt.coremltools_passes import coremltools_pipeline
     from milopt.difference import Difference, diff
     from milopt.errors import MiloptError
+    from milopt.explaining import Explanation, explain
+    from milopt.inspection import Inspection, inspect
     from milopt.interpreter.evaluate import evaluate
     from milopt.interpreter.state import make_state
     from milopt.matching import Match
@@ -30,13 +33,17 @@ if TYPE_CHECKING:
     from milopt.reports import NoMatch, Report, require
     from milopt.rules import Rule, apply
     from milopt.session import Session
+    from milopt.upgrading import upgrade
     from milopt.verify import Verdict, compare, freeze
 
 __all__ = [
+    "Bisection",
     "Builder",
     "Const",
     "Difference",
     "Exact",
+    "Explanation",
+    "Inspection",
     "Lossy",
     "Match",
     "MiloptError",
@@ -54,24 +61,31 @@ __all__ = [
     "Value",
     "Verdict",
     "apply",
+    "bisect",
     "compare",
     "coremltools_pipeline",
     "diff",
     "evaluate",
+    "explain",
     "freeze",
+    "inspect",
     "load",
     "make_state",
     "predict",
     "require",
+    "upgrade",
 ]
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "bisecting": ("Bisection", "bisect"),
     "building": ("Builder",),
     "coremltools_passes": ("coremltools_pipeline",),
     "difference": ("Difference", "diff"),
     "errors": ("MiloptError",),
+    "explaining": ("Explanation", "explain"),
+    "inspection": ("Inspection", "inspect"),
     "interpreter": ("evaluate", "make_state"),
     "matching": ("Match",),
     "metrics": ("Exact", "Lossy"),
@@ -82,6 +96,7 @@ _HOMES = {
     "reports": ("NoMatch", "Report", "require"),
     "rules": ("Rule", "apply"),
     "session": ("Session",),
+    "upgrading": ("upgrade",),
     "verify": ("Verdict", "compare", "freeze"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

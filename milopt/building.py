@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from milopt.mil import Operation, building_in, mb, new_ops, preceding, remove_ops
-from milopt.reports import NoMatch
+from milopt.engine.counters import Counters
+from milopt.mil import (
+    Block,
+    Operation,
+    Var,
+    building_in,
+    first_opset,
+    flat,
+    mb,
+    new_ops,
+    opset_of,
+    preceding,
+    remove_ops,
+)
+from milopt.reports import NoMatch, require_opset
 
 __all__ = ["Builder"]
 
@@ -18,15 +31,19 @@ class Builder:
     """Builds MIL ops before an anchor op: ``op.mul(x=q, y=np.float16(2))``.
 
     An attribute is a MIL op type; calling it builds one and returns its output (a tuple where it has several). Inputs
-    may be values, numbers, strings or numpy arrays. New ops get unique names derived from the anchor's, and its scopes.
-    What MIL's type inference refuses becomes a :class:`NoMatch`, so that the rewrite is taken back.
+    may be values, numbers, strings or numpy arrays. New ops get unique names derived from the anchor's, and its scopes;
+    they stand before ``before``, which is the anchor itself unless given. What MIL's type inference refuses, or the
+    function's opset does not have, becomes a :class:`NoMatch`, so that the rewrite is taken back.
     """
 
-    def __init__(self, anchor: Operation, taken: set[str]) -> None:
+    def __init__(self, anchor: Operation, taken: set[str], before: Operation | None = None) -> None:
         self.anchor = anchor
+        self.before = before or anchor
         self.built: list[Operation] = []
         self.notes: list[str] = []
         self._taken = taken
+        self._names: list[str] = []
+        self._counters = Counters()
 
     def __getattr__(self, op_type: str) -> Callable[..., Any]:
         if op_type.startswith("_") or not hasattr(mb, op_type):
@@ -38,19 +55,32 @@ class Builder:
         return call
 
     def _build(self, op_type: str, inputs: dict[str, Any]) -> Any:
-        since = preceding(self.anchor)
+        if (first := first_opset(op_type)) is not None:
+            require_opset(opset_of(self.anchor), first)
+        since = preceding(self.before)
         name = self.unique(inputs.pop("name", f"{self.anchor.name}_{op_type}"))
-        try:
-            with building_in(self.anchor.enclosing_block):
-                result = getattr(mb, op_type)(**inputs, name=name, before_op=self.anchor)
-        except _REFUSALS as error:
-            remove_ops(_detached(new_ops(self.anchor, since)))
-            raise NoMatch("MIL refuses the {} it would build: {}", op_type, str(error).strip()) from error
-        made = new_ops(self.anchor, since)
+        given = {var: len(var.child_ops) for value in inputs.values() for var in _values(value)}
+        block = self.before.enclosing_block
+        with self._counters.counting(block):
+            nested: list[Block] = []
+            try:
+                with building_in(block) as nested:
+                    result = getattr(mb, op_type)(**inputs, name=name, before_op=self.before)
+            except BaseException as error:
+                for inner in reversed(nested):  # one that was not finished belongs to no op yet
+                    inner.set_outputs([])
+                    remove_ops(_detached(list(inner.operations)))
+                remove_ops(_detached(new_ops(self.before, since)))
+                for var, users in given.items():
+                    del var.child_ops[users:]  # an op that got no further than its inputs is in no block
+                if not isinstance(error, _REFUSALS):
+                    raise
+                raise NoMatch("MIL refuses the {} it would build: {}", op_type, str(error).strip()) from error
+        made = new_ops(self.before, since)
         for op in made:
             if not op.scopes:  # inside a conversion coremltools marks new ops, and hands scopes on itself
                 op.scopes = copy.copy(self.anchor.scopes)
-            self._taken.add(op.name)
+            self._take(op.name)
         self.built += made
         return result
 
@@ -64,13 +94,24 @@ class Builder:
         while name in self._taken:
             count += 1
             name = f"{stem}_{count}"
-        self._taken.add(name)
+        self._take(name)
         return name
 
+    def _take(self, name: str) -> None:
+        if name not in self._taken:
+            self._taken.add(name)
+            self._names.append(name)
+
     def undo(self) -> None:
-        """Remove everything built, so that the program is as it was before."""
+        """Remove everything built, so that the program, and what coremltools counts, is as it was before."""
         remove_ops(self.built)
-        self.built = []
+        self._counters.drop(self.built)
+        self._taken.difference_update(self._names)
+        self.built, self._names = [], []
+
+
+def _values(value: Any) -> Iterator[Var]:
+    yield from (each for each in flat(value) if isinstance(each, Var))
 
 
 def _detached(ops: list[Operation]) -> list[Operation]:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["EvaluationError", "MiloptError", "PackageError", "PassError", "UnsupportedOps", "VerificationError"]
+__all__ = [
+    "EvaluationError",
+    "MiloptError",
+    "PackageError",
+    "PassError",
+    "PatternError",
+    "UnsupportedOps",
+    "VerificationError",
+]
 
 _LONGEST = 1500  # characters of a message about a package
 
@@ -26,6 +34,10 @@ class PassError(MiloptError):
     """A pass is unknown, has wrong options, or can't run on this program."""
 
 
+class PatternError(PassError, TypeError):
+    """A rule's pattern is not one; the message names the rule, and the file and line."""
+
+
 class EvaluationError(MiloptError):
     """A program can't be evaluated on the given inputs."""
 
@@ -40,8 +52,9 @@ class UnsupportedOps(EvaluationError):
 
 
 class VerificationError(MiloptError):
-    """A rewritten program differs from the original; ``verdict`` says where."""
+    """A rewritten program differs from the original; ``verdict`` says where, ``report`` what was done until then."""
 
-    def __init__(self, message: str, verdict: object) -> None:
+    def __init__(self, message: str, verdict: object, report: object = None) -> None:
         self.verdict = verdict
+        self.report = report
         super().__init__(message)

@@ -26,7 +26,7 @@ class Feeder(Protocol):
     @property
     def position(self) -> int: ...
     def feed(
-        self, tokens: Sequence[int], *, progress: Callable[[int, int], None] | None = None
+        self, tokens: Sequence[int], *, last_only: bool = False, progress: Callable[[int, int], None] | None = None
     ) -> npt.NDArray[np.float32]: ...
     def reset(self) -> None: ...
 
@@ -76,7 +76,7 @@ def generate(
     _check(session, prompt, max_tokens)
     start = time.perf_counter()
     answer.fed = len(prompt)
-    logits = session.feed(prompt, progress=progress)
+    logits = session.feed(prompt, last_only=True, progress=progress)
     answer.prompt_seconds = time.perf_counter() - start
     start = time.perf_counter()
     while True:
@@ -90,10 +90,15 @@ def generate(
         if len(answer.tokens) == max_tokens:
             answer.stop = "length"
             return
-        if session.position >= session.context:
+        if session.position >= session.context and not _goes_on(session):
             answer.stop = "context"
             return
         logits = session.feed([token])
+
+
+def _goes_on(session: Feeder) -> bool:
+    """Whether a full context is no end: see ``overflow`` of :class:`milopt.session.Session`."""
+    return getattr(session, "overflow", "error") != "error"
 
 
 def _check(session: Feeder, prompt: Sequence[int], max_tokens: int) -> None:
@@ -102,7 +107,7 @@ def _check(session: Feeder, prompt: Sequence[int], max_tokens: int) -> None:
     if not prompt:
         raise MiloptError("there is nothing to answer: the prompt has no token")
     left = session.context - session.position
-    if len(prompt) > left:
+    if len(prompt) > left and not _goes_on(session):
         used = f", of which {session.position} are used" if session.position else ""
         raise MiloptError(f"the prompt has {len(prompt)} tokens, but the model's context is {session.context}{used}")
 
@@ -117,6 +122,8 @@ class Chat:
     def __init__(self, session: Feeder, tokenizer: Text, *, system: str | None = None, raw: bool = False) -> None:
         if raw and system is not None:
             raise MiloptError("a system message is part of the chat template, which raw text does without")
+        if _goes_on(session):
+            raise MiloptError("a chat needs a session that keeps all it was fed: overflow=error")
         self._session = session
         self._tokenizer = tokenizer
         self._system = system

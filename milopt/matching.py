@@ -2,62 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
-import numpy as np
-
-from milopt.literals import default_of, same_number, same_value
-from milopt.mil import Operation, Var, constant, flat, is_output, is_symbolic, shape_of
-from milopt.pattern import Const, OneOf, OpPattern, Output, Pat, Scalar, Variable
-from milopt.reports import NoMatch
+from milopt.engine.forms import (
+    Chain,
+    Const,
+    OneOf,
+    OpPattern,
+    Output,
+    Scalar,
+    Values,
+    Variable,
+    Weight,
+    knots_of,
+    root_op,
+    root_ops,
+    root_types,
+    roots_of,
+    walk,
+)
+from milopt.engine.found import Found, Tags
+from milopt.engine.plan import COMMUTATIVE, Plan, Wrong, described
+from milopt.engine.roots import candidates, paths_to
+from milopt.engine.sameness import is_weight, same_numbers, same_var
+from milopt.engine.shapes import Sizes, unify_shapes
+from milopt.engine.uses import used_outside
+from milopt.literals import broadcasts, default_of, enlarges, one_number, same_value
+from milopt.mil import Operation, Var, arguments, constant, flat
 
 __all__ = ["COMMUTATIVE", "Match", "Matcher", "Sizes", "unify_shapes"]
 
-COMMUTATIVE = frozenset(
-    {"add", "mul", "maximum", "minimum", "equal", "not_equal", "logical_and", "logical_or", "logical_xor"}
-)
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A partial match. Extending makes a new one, so that backtracking needs no undo."""
-
-    values: dict[str, Any] = field(default_factory=dict[str, Any])
-    tags: dict[str, str] = field(default_factory=dict[str, str])
-    ops: dict[OpPattern, Operation] = field(default_factory=dict[OpPattern, Operation])
-
-    def bind(self, name: str, value: Any) -> _Found:
-        return _Found({**self.values, name: value}, self.tags, self.ops)
-
-    def choose(self, tag: str, name: str) -> _Found:
-        return _Found(self.values, {**self.tags, tag: name}, self.ops)
-
-    def take(self, pattern: OpPattern, op: Operation) -> _Found:
-        return _Found(self.values, self.tags, {**self.ops, pattern: op})
-
-
-class Sizes(dict[str, Any]):
-    """Dimensions by letter; ``sizes.E`` is ``sizes["E"]``. A starred letter holds a tuple."""
-
-    def __getattr__(self, letter: str) -> Any:
-        if letter in self:
-            return self[letter]
-        raise AttributeError(letter)
+_NOTHING = Found()
 
 
 class Match:
     """Where a pattern was found: ``m.q`` is what the variable ``q`` is bound to, ``m.<tag>`` the chosen alternative.
 
-    A variable that only occurs in an alternative not chosen is ``None``. ``root`` is the op that the rewrite replaces,
-    ``ops`` every matched op, the root first.
+    A variable or tag that only occurs in an alternative not chosen is ``None``. ``root`` is the op that the rewrite
+    replaces, ``roots`` all of them where the pattern has several, ``ops`` every matched op, the roots first, and
+    ``replaced`` the outputs of the roots that the rewrite has to give a value for.
     """
 
-    def __init__(self, root: Operation, found: _Found, names: tuple[str, ...]) -> None:
-        self.root = root
-        self.ops = list(found.ops.values())
-        self._bound: dict[str, Any] = {**dict.fromkeys(names), **found.values, **found.tags}
+    def __init__(
+        self, roots: Sequence[Operation], replaced: Sequence[Var], ops: Sequence[Operation], bound: dict[str, Any]
+    ) -> None:
+        self.root = roots[0]
+        self.roots = tuple(roots)
+        self.replaced = tuple(replaced)
+        self.ops = list(dict.fromkeys([*roots, *ops]))
+        self._bound = bound
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -68,48 +62,31 @@ class Match:
     def shapes(self, **patterns: str) -> Sizes:
         """Unify the shapes of variables by letter: ``m.shapes(q="*B L E", k="*B S E")``.
 
-        A letter is one dimension, the same wherever it stands; a starred letter any number of leading ones; a number
-        is itself. Symbolic dimensions are equal only to the same symbol. Raises NoMatch when a shape does not fit.
+        A letter is one dimension, the same wherever it stands; a starred letter any number of them, once in a pattern
+        and in any place; a number is itself, and ``_`` (or ``*_``) anything. Of a tuple of values each must fit.
+        Symbolic dimensions are equal where they are the same symbol, or proved equal
+        (:func:`milopt.engine.shapes.same_size`).
+        Raises NoMatch when a shape does not fit, PatternError when a pattern is none or a variable is not bound.
         """
         return unify_shapes({name: (getattr(self, name), pattern) for name, pattern in patterns.items()})
-
-
-def unify_shapes(shapes: dict[str, tuple[Var, str]]) -> Sizes:
-    """:meth:`Match.shapes` for values given by hand: ``{"q": (var, "*B L E")}``."""
-    sizes = Sizes()
-    for name, (var, pattern) in shapes.items():
-        letters, shape = pattern.split(), shape_of(var)
-        if letters and letters[0].startswith("*"):
-            star, letters = letters[0], letters[1:]
-            count = len(shape) - len(letters)
-            if count < 0:
-                raise NoMatch("{}: rank {} is too small for {}", name, len(shape), pattern, at=var)
-            _bind_size(sizes, name, star, shape[:count], var)
-            shape = shape[count:]
-        if len(letters) != len(shape):
-            raise NoMatch("{}: rank {} does not fit {}", name, len(shape_of(var)), pattern, at=var)
-        for letter, dim in zip(letters, shape, strict=True):
-            _bind_size(sizes, name, letter, dim, var)
-    return sizes
-
-
-def _bind_size(sizes: Sizes, name: str, letter: str, dim: Any, var: Var) -> None:
-    if letter.isdigit():
-        if is_symbolic(dim) or dim != int(letter):
-            raise NoMatch("{}: a dimension is {}, not {}", name, dim, letter, at=var)
-        return
-    key = letter.lstrip("*")
-    if key in sizes and sizes[key] != dim:
-        raise NoMatch("{}: {} is {}, but {} before", name, letter, dim, sizes[key], at=var)
-    sizes[key] = dim
 
 
 class Matcher:
     """Matches one pattern. After :meth:`matches` ran dry, ``depth``, ``why`` and ``where`` tell of the nearest try."""
 
     def __init__(self, root: Any, names: tuple[str, ...]) -> None:
-        self._root = root
         self._names = names
+        self._tags = Tags(root)
+        self._plans = {form: Plan(form) for form in walk(root) if isinstance(form, OpPattern)}
+        self._roots = roots_of(root)
+        self._types = [frozenset(root_types(each)) for each in self._roots]
+        self._ends: dict[str, list[OpPattern]] = {}
+        for end in root_ops(root):
+            self._ends.setdefault(end.op_type, []).append(end)
+        knots = [knots_of(each) for each in self._roots] if len(self._roots) > 1 else []
+        self._paths = [
+            paths_to(self._roots[at], set[Any]().union(*knots[:at], *knots[at + 1 :])) for at in range(len(knots))
+        ]
         self._reset()
 
     def _reset(self) -> None:
@@ -117,62 +94,157 @@ class Matcher:
         self._whole = False
         self.why: tuple[str, tuple[object, ...]] = ("nothing was tried", ())
         self.where: object = None
+        self._nearest = _NOTHING
+        self._wanted: OpPattern | None = None
 
-    def _fail(self, found: _Found, at: object, text: str, *args: object, whole: bool = False) -> None:
+    def _fail(
+        self,
+        found: Found,
+        at: object,
+        text: str,
+        *args: object,
+        whole: bool = False,
+        wanted: OpPattern | None = None,
+    ) -> None:
         """Keep the reason of the try that got furthest; one that matched as a whole got further than any other."""
-        if (len(found.ops), whole) > (self.depth, self._whole):
-            self.depth, self._whole, self.why, self.where = len(found.ops), whole, (text, args), at
+        depth = len(found.ops)
+        if depth > self.depth or (depth == self.depth and whole > self._whole):
+            self.depth, self._whole, self.why, self.where = depth, whole, (text, args), at
+            self._nearest, self._wanted = found, wanted
 
-    def matches(self, root: Operation) -> Iterator[Match]:
-        """Every way in which the pattern ends in ``root``, in a fixed order."""
+    @property
+    def matched(self) -> list[Operation]:
+        """The ops of the nearest try that fit, the root first."""
+        return list(dict.fromkeys(self._nearest.ops.values()))
+
+    @property
+    def source(self) -> str:
+        """The file and line of the part of the pattern at which the nearest try ended."""
+        if self._wanted is not None:
+            return self._wanted.where
+        at = self.where
+        for pattern, op in reversed(self._nearest.ops.items()):
+            if at is op or (isinstance(at, Var) and (at.op is op or any(var is at for _, var in arguments(op)))):
+                return pattern.where
+        return ""
+
+    def matches(self, op: Operation) -> Iterator[Match]:
+        """Every way in which ``op`` is a root of the pattern, in a fixed order."""
         self._reset()
-        for found in self._root_match(self._root, root, _Found()):
-            if (outside := _used_outside(root, found)) is None:
-                yield Match(root, found, self._names)
-            else:
-                self._fail(found, outside[0], outside[1], whole=True)
+        if self._hopeless(op):
+            return
+        for at, root in enumerate(self._roots):
+            if op.op_type not in self._types[at] and len(self._roots) > 1:
+                continue
+            for found in self._root(root, op, _NOTHING):
+                for whole, ops in self._others(found, {at: op}):
+                    if (match := self._match(whole, [ops[each] for each in range(len(ops))])) is not None:
+                        yield match
 
-    def _root_match(self, pattern: Any, root: Operation, found: _Found) -> Iterator[_Found]:
+    def _hopeless(self, op: Operation) -> bool:
+        """Whether none of the ops that the pattern may end in has the right ops before it: the commonest case."""
+        first: tuple[OpPattern, Wrong] | None = None
+        for end in self._ends.get(op.op_type, ()):
+            if (wrong := self._plans[end].wrong_producer(op)) is None:
+                return False
+            first = first or (end, wrong)
+        if first is None:
+            return False
+        self._wrong(_NOTHING.take(first[0], op), *first[1])
+        return True
+
+    def _match(self, found: Found, roots: list[Operation]) -> Match | None:
+        replaced: list[Var] = []
+        for pattern, op in zip(self._roots, roots, strict=True):
+            replaced += _replaced(pattern, op, found)
+        if (outside := used_outside(roots, replaced, found)) is not None:
+            self._fail(found, outside[0], outside[1], whole=True)
+            return None
+        bound = {**dict.fromkeys(self._names), **found.values, **self._tags.of(found)}
+        return Match(roots, replaced, list(found.ops.values()), bound)
+
+    def _others(self, found: Found, ops: dict[int, Operation]) -> Iterator[tuple[Found, dict[int, Operation]]]:
+        """The roots that are not found yet, from what they have in common with those that are."""
+        if len(ops) == len(self._roots):
+            yield found, ops
+            return
+        missing = [at for at in range(len(self._roots)) if at not in ops]
+        self._fail(found, ops[min(ops)], "found no other root that belongs to it")
+        # one that has nothing in common with these may have it with the one that is found next
+        for at in missing:
+            whole = False
+            for op in candidates(self._paths[at], found):
+                if op in ops.values() or op.op_type not in self._types[at]:
+                    continue
+                for extended in self._root(self._roots[at], op, found):
+                    for each in self._others(extended, {**ops, at: op}):
+                        whole = True
+                        yield each
+            if whole:  # all of them are among these, whichever is found first
+                return
+
+    def _root(self, pattern: Any, op: Operation, found: Found) -> Iterator[Found]:
         if isinstance(pattern, OneOf):
-            for name, choice in pattern.choices.items():
-                yield from self._root_match(choice, root, found.choose(pattern.tag, name))
-        else:
-            yield from self._op(pattern.op if isinstance(pattern, Output) else pattern, root, found)
+            yield from self._choices(pattern, found, lambda choice, chosen: self._root(choice, op, chosen))
+        elif isinstance(pattern, Chain):
+            yield from self._links(pattern, found, lambda link, chosen: self._root(link, op, chosen))
+        elif isinstance(pattern, Output) and not _has_output(op, pattern.index):
+            text = "{} has {} outputs, of which none is number {}"
+            self._fail(found, op, text, op.op_type, len(op.outputs), pattern.index, wanted=pattern.op)
+        elif (wanted := root_op(pattern)) is not None:
+            yield from self._op(wanted, op, found)
 
-    def _op(self, pattern: OpPattern, op: Operation, found: _Found) -> Iterator[_Found]:
+    def _choices(self, pattern: OneOf, found: Found, go: Callable[[Any, Found], Iterator[Found]]) -> Iterator[Found]:
+        """The alternatives in order, or the one that the same tag has chosen before."""
+        chosen = found.tags.get(pattern.tag)
+        for name, choice in pattern.choices.items():
+            if chosen is None or chosen == name:
+                yield from go(choice, found.choose(pattern.tag, name))
+
+    def _links(self, chain: Chain, found: Found, go: Callable[[Any, Found], Iterator[Found]]) -> Iterator[Found]:
+        """The links of a chain in order, then its value; or what the same chain was before."""
+        chosen = found.links.get(chain)
+        for at, link in enumerate((*chain.links, chain.value)):
+            if chosen is None or chosen == at:
+                yield from go(link, found.follow(chain, at))
+
+    def _op(self, pattern: OpPattern, op: Operation, found: Found) -> Iterator[Found]:
         if (seen := found.ops.get(pattern)) is not None:
             if seen is op:
                 yield found
             else:
-                self._fail(found, op, "wanted the same {} as before", pattern.op_type)
+                self._fail(found, op, "wanted the same {} as before", pattern.op_type, wanted=pattern)
             return
         if op.op_type != pattern.op_type:
-            self._fail(found, op, "wanted {}, found {}", pattern.op_type, op.op_type)
+            self._fail(found, op, "wanted {}, found {}", pattern.op_type, op.op_type, wanted=pattern)
             return
         found = found.take(pattern, op)
+        plan = self._plans[pattern]
+        if (wrong := plan.wrong_producer(op)) is not None:
+            self._wrong(found, *wrong)
+            return
         inputs = op.inputs
-        for name in op.input_spec.input_types:
-            if name not in pattern.inputs and not self._is_default(op, name, inputs.get(name), found):
+        for name, value in inputs.items():
+            if name not in plan.names and not self._is_default(op, name, value, found):
                 return
-        # literals first: they are cheap, and a reason found early is the one a reader looks for
-        wanted = sorted(pattern.inputs.items(), key=lambda item: isinstance(item[1], (Pat, list, tuple)))
-        yield from self._inputs(op, wanted, inputs, found)
-        if op.op_type in COMMUTATIVE and {"x", "y"} <= pattern.inputs.keys() and inputs["x"] is not inputs["y"]:
+        yield from self._inputs(op, plan.inputs, inputs, found)
+        if plan.commutes and inputs["x"] is not inputs["y"]:
             swapped = {**inputs, "x": inputs["y"], "y": inputs["x"]}
-            yield from self._inputs(op, wanted, swapped, found)
+            yield from self._inputs(op, plan.inputs, swapped, found)
 
-    def _is_default(self, op: Operation, name: str, value: Any, found: _Found) -> bool:
-        if value is None:
-            return True
-        default = default_of(op, name)
-        if default is None or not isinstance(value, Var) or not same_value(op, name, default, value):
+    def _wrong(self, found: Found, at: object, types: tuple[str, ...], first: OpPattern) -> None:
+        self._fail(found, at, "wanted {}, found {}", " or ".join(types), described(at), wanted=first)
+
+    def _is_default(self, op: Operation, name: str, value: Any, found: Found) -> bool:
+        default = default_of(op, name) if isinstance(value, Var) else None
+        if default is None or not same_value(op, name, default, value):
             self._fail(found, op, "{}'s {} is not the default", op.op_type, name)
             return False
         return True
 
     def _inputs(
-        self, op: Operation, wanted: list[tuple[str, Any]], inputs: dict[str, Any], found: _Found
-    ) -> Iterator[_Found]:
+        self, op: Operation, wanted: list[tuple[str, Any]], inputs: dict[str, Any], found: Found
+    ) -> Iterator[Found]:
         if not wanted:
             yield found
             return
@@ -180,14 +252,13 @@ class Matcher:
         for extended in self._input(op, name, pattern, inputs.get(name), found):
             yield from self._inputs(op, rest, inputs, extended)
 
-    def _input(self, op: Operation, name: str, pattern: Any, value: Any, found: _Found) -> Iterator[_Found]:
-        if isinstance(pattern, (list, tuple)) and not isinstance(value, Var) and value is not None:
-            yield from self._several(op, name, flat(pattern), flat(value), found)
-        elif isinstance(pattern, OneOf):
-            for choice, alternative in pattern.choices.items():
-                if found.tags.get(pattern.tag, choice) == choice:
-                    chosen = found.choose(pattern.tag, choice)
-                    yield from self._input(op, name, alternative, value, chosen)
+    def _input(self, op: Operation, name: str, pattern: Any, value: Any, found: Found) -> Iterator[Found]:
+        if isinstance(pattern, OneOf):
+            yield from self._choices(
+                pattern, found, lambda choice, chosen: self._input(op, name, choice, value, chosen)
+            )
+        elif isinstance(pattern, Chain):
+            yield from self._links(pattern, found, lambda link, chosen: self._input(op, name, link, value, chosen))
         elif pattern is ...:
             yield found
         elif pattern is None or value is None:
@@ -195,8 +266,10 @@ class Matcher:
                 yield found
             else:
                 self._fail(found, op, "{}'s {} is {}", op.op_type, name, "absent" if value is None else "given")
+        elif not isinstance(value, Var):
+            yield from self._several(op, name, flat(pattern), flat(value), found)
         elif isinstance(pattern, Variable):
-            yield from self._variable(pattern, value, found)
+            yield from self._variable(op, name, pattern, value, found)
         elif isinstance(pattern, (OpPattern, Output)):
             yield from self._producer(pattern, value, found)
         elif same_value(op, name, pattern, value):
@@ -205,59 +278,86 @@ class Matcher:
             self._fail(found, op, "{}'s {} is not {}", op.op_type, name, cast("object", pattern))
 
     def _several(
-        self, op: Operation, name: str, patterns: tuple[Any, ...], values: tuple[Any, ...], found: _Found
-    ) -> Iterator[_Found]:
-        if len(patterns) != len(values):
-            self._fail(found, op, "{} has {} {}, not {}", op.op_type, len(values), name, len(patterns))
+        self, op: Operation, name: str, patterns: tuple[Any, ...], values: tuple[Any, ...], found: Found
+    ) -> Iterator[Found]:
+        """The values of a variadic input, or the last of them, against patterns; a star stands for any number."""
+        stars = sum(isinstance(each, Values) for each in patterns)
+        least = len(patterns) - stars
+        if len(values) < least or (len(values) > least and not stars):
+            wanted = f"{least} or more" if stars else least
+            self._fail(found, op, "{} has {} {}, not {}", op.op_type, len(flat(op.inputs[name])), name, wanted)
         elif not patterns:
             yield found
+        elif isinstance(star := patterns[0], Values):
+            most = len(values) - least
+            for count in range(0 if stars > 1 else most, most + 1):
+                for extended in self._tuple(op, star, values[:count], found):
+                    yield from self._several(op, name, patterns[1:], values[count:], extended)
         else:
             for extended in self._input(op, name, patterns[0], values[0], found):
                 yield from self._several(op, name, patterns[1:], values[1:], extended)
 
-    def _variable(self, variable: Variable, var: Var, found: _Found) -> Iterator[_Found]:
+    def _tuple(self, op: Operation, variable: Values, values: tuple[Var, ...], found: Found) -> Iterator[Found]:
+        known: tuple[Var, ...] | None = found.values.get(variable.name)
+        if known is None:
+            yield found.bind(variable.name, values)
+        elif len(known) == len(values) and all(map(same_var, known, values)):
+            yield found
+        else:
+            self._fail(found, op, "{} are not the same values as before", variable.name)
+
+    def _variable(self, op: Operation, name: str, variable: Variable, var: Var, found: Found) -> Iterator[Found]:
         value: Any = var
-        if isinstance(variable, (Scalar, Const)):
-            number = constant(var)
-            if number is None:
-                self._fail(found, var, "{} is computed, not a constant", variable.name)
+        if isinstance(variable, Weight) and not is_weight(var):
+            self._fail(found, var, "{} is computed, not a weight", variable.name)
+            return
+        if isinstance(variable, (Scalar, Const)) and constant(var) is None:
+            self._fail(found, var, "{} is computed, not a constant", variable.name)
+            return
+        if isinstance(variable, Scalar):
+            value = one_number(op, name, var)
+            if value is None:
+                self._fail(found, var, _no_number(op, name, var), variable.name)
                 return
-            if isinstance(variable, Scalar):
-                if isinstance(number, str) or np.size(number) != 1:
-                    self._fail(found, var, "{} is not a single number", variable.name)
-                    return
-                value = np.ravel(number)[0]
-        if variable.name not in found.values:
+        known = found.values.get(variable.name)
+        if known is None:
             yield found.bind(variable.name, value)
-        elif found.values[variable.name] is value or (
-            isinstance(variable, Scalar) and same_number(float(found.values[variable.name]), value)
-        ):
+        elif same_numbers(known, value) if isinstance(variable, Scalar) else same_var(known, value):
             yield found
         else:
             self._fail(found, var, "{} is not the same value as before", variable.name)
 
-    def _producer(self, pattern: OpPattern | Output, var: Var, found: _Found) -> Iterator[_Found]:
+    def _producer(self, pattern: OpPattern | Output, var: Var, found: Found) -> Iterator[Found]:
         wanted = pattern.op if isinstance(pattern, Output) else pattern
         index = pattern.index if isinstance(pattern, Output) else 0
         if var.op is None:
-            self._fail(found, var, "wanted {}, found an input", wanted.op_type)
-        elif var.op.op_type == wanted.op_type and var.op_output_idx != index:
-            self._fail(found, var, "wanted output {} of {}, found output {}", index, wanted.op_type, var.op_output_idx)
+            self._fail(found, var, "wanted {}, found an input", wanted.op_type, wanted=wanted)
+        elif var.op.op_type == wanted.op_type and not _is_number(index, var, var.op):
+            text = "wanted output {} of {}, found output {}"
+            self._fail(found, var, text, index, wanted.op_type, var.op_output_idx, wanted=wanted)
         else:
             yield from self._op(wanted, var.op, found)
 
 
-def _used_outside(root: Operation, found: _Found) -> tuple[object, str] | None:
-    """An interior value that something outside the match needs, and how."""
-    matched = set(found.ops.values())
-    for pattern, op in found.ops.items():
-        if op is root or pattern.shared:
-            continue
-        if op.enclosing_block is not root.enclosing_block:
-            return op, "a matched op lies in an outer block"
-        for var in op.outputs:
-            if is_output(var):
-                return var, "a matched value is also an output"
-            if any(user not in matched for user in var.child_ops):
-                return var, "a matched value is also used outside the match"
-    return None
+def _is_number(index: Any, var: Var, op: Operation) -> bool:
+    return index is ... or var.op_output_idx == (index if index >= 0 else len(op.outputs) + index)
+
+
+def _has_output(op: Operation, index: Any) -> bool:
+    return index is ... or -len(op.outputs) <= index < len(op.outputs)
+
+
+def _no_number(op: Operation, name: str, var: Var) -> str:
+    if broadcasts(op, name) and enlarges(op, var):
+        return "{} makes the result larger"
+    return "{} is not a single number"
+
+
+def _replaced(pattern: Any, op: Operation, found: Found) -> list[Var]:
+    """The outputs of a root that get a replacement: all of them, or the one that the pattern returns."""
+    if isinstance(pattern, OneOf):
+        return _replaced(pattern.choices[found.tags[pattern.tag]], op, found)
+    if isinstance(pattern, Chain):
+        return _replaced((*pattern.links, pattern.value)[found.links[pattern]], op, found)
+    index = pattern.index if isinstance(pattern, Output) else ...
+    return [op.outputs[index]] if isinstance(index, int) else list(op.outputs)

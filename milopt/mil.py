@@ -10,12 +10,14 @@ import hashlib
 import importlib
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from functools import lru_cache
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from coremltools import target
 from coremltools.converters.mil.mil import Block, Function, ListVar, Operation, Program, Var, get_new_symbol, types
 from coremltools.converters.mil.mil import Builder as mb
+from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry
 from coremltools.converters.mil.mil.program import Placeholder, StateTensorPlaceholder
 
 from milopt.opaque import Opaque
@@ -23,6 +25,7 @@ from milopt.opaque import Opaque
 __all__ = [
     "Block",
     "Function",
+    "InputKind",
     "ListVar",
     "Operation",
     "Program",
@@ -34,6 +37,7 @@ __all__ = [
     "constant",
     "digest",
     "dtype_name",
+    "first_opset",
     "flat",
     "function_of",
     "get_new_symbol",
@@ -43,12 +47,16 @@ __all__ = [
     "is_removed",
     "is_state",
     "is_symbolic",
+    "is_used",
     "mb",
     "named_blocks",
     "new_ops",
+    "op_inputs",
+    "op_types",
     "operations",
     "opset_of",
     "preceding",
+    "producers",
     "refine_shape",
     "remove_if_dead",
     "remove_input",
@@ -63,6 +71,8 @@ __all__ = [
 
 Target = target
 _block_module: Any = importlib.import_module("coremltools.converters.mil.mil.block")
+_input_types: Any = importlib.import_module("coremltools.converters.mil.mil.input_type")
+_registry: Any = importlib.import_module("coremltools.converters.mil.mil.ops.registry").SSAOpRegistry
 
 
 def operations(block: Block) -> Iterator[Operation]:
@@ -167,9 +177,26 @@ def new_ops(anchor: Operation, since: Operation | None) -> list[Operation]:
     return ops[::-1]
 
 
+class _Blocks(list[Block]):
+    """coremltools' stack of blocks, and all that were ever put on it: it takes blocks off by slicing."""
+
+    def __init__(self, blocks: Iterable[Block], opened: list[Block]) -> None:
+        super().__init__(blocks)
+        self.opened = opened
+
+    def append(self, block: Block) -> None:
+        super().append(block)
+        self.opened.append(block)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return _Blocks(list(self)[at], self.opened)
+        return list(self)[int(at)]
+
+
 @contextmanager
-def building_in(block: Block) -> Generator[None]:
-    """Make ``block`` the one that ``mb`` adds to.
+def building_in(block: Block) -> Generator[list[Block]]:
+    """Make ``block`` the one that ``mb`` adds to; gives a list that gets the nested blocks which are built meanwhile.
 
     ``with block:`` would do, but on leaving it coremltools walks over the whole block, once for every op built.
     """
@@ -177,9 +204,10 @@ def building_in(block: Block) -> Generator[None]:
     while (outer := chain[-1].outer_op) is not None:
         chain.append(outer.enclosing_block)
     saved = _block_module.BLOCK_STACK
-    _block_module.BLOCK_STACK = [*saved, *reversed(chain)]
+    opened: list[Block] = []
+    _block_module.BLOCK_STACK = _Blocks([*saved, *reversed(chain)], opened)
     try:
-        yield
+        yield opened
     finally:
         _block_module.BLOCK_STACK = saved
 
@@ -204,13 +232,24 @@ def remove_ops(ops: Iterable[Operation]) -> None:
 _SIDE_EFFECTS = frozenset({"coreml_update_state", "write_state", "print"})
 
 
+def is_used(op: Operation) -> bool:
+    """Whether an op or a block uses what ``op`` computes."""
+    return any(var.child_ops or is_output(var) for var in op.outputs)
+
+
 def is_dead(op: Operation) -> bool:
     """Whether nothing uses what ``op`` computes, and running it has no other effect."""
-    if any(var.child_ops or is_output(var) for var in op.outputs):
+    if is_used(op):
         return False
     inner = (each for block in op.blocks for each in operations(block))
     # of an op that PyMIL does not know it is not known what it does either
     return not any(each.op_type in _SIDE_EFFECTS or isinstance(each, Opaque) for each in (op, *inner))
+
+
+def producers(op: Operation) -> list[Operation]:
+    """The ops that make what ``op``, and the ops nested in it, use."""
+    inner = (each for block in op.blocks for each in operations(block))
+    return [var.op for each in (op, *inner) for _, var in arguments(each) if var.op is not None]
 
 
 def remove_if_dead(ops: Iterable[Operation]) -> int:
@@ -220,11 +259,8 @@ def remove_if_dead(ops: Iterable[Operation]) -> int:
         op = todo.pop()
         if is_removed(op) or not is_dead(op):
             continue
-        producers = [var.op for _, var in arguments(op) if var.op is not None]
-        for block in op.blocks:
-            producers += [var.op for inner in operations(block) for _, var in arguments(inner) if var.op is not None]
+        todo += producers(op)
         op.enclosing_block.remove_ops([op])
-        todo += producers
         count += 1
     return count
 
@@ -249,6 +285,46 @@ def value_names(function: Function) -> set[str]:
 def opset_of(op: Operation) -> target:
     """The opset of the function that holds ``op``."""
     return function_of(op).opset_version
+
+
+def op_types() -> tuple[str, ...]:
+    """Every op type that ``mb`` can build, of all opsets."""
+    return (*_registry.core_ops, *_registry.dialect_ops, *_registry.custom_ops)
+
+
+class InputKind(NamedTuple):
+    """What MIL says of an op's input: whether it takes several values, and whether it has to be given."""
+
+    variadic: bool
+    required: bool
+
+
+@lru_cache(maxsize=1024)
+def op_inputs(op_type: str) -> dict[str, InputKind] | None:
+    """The inputs of an op, in whichever opset; ``None`` where MIL has no such op."""
+    if op_type in _registry.core_ops:
+        classes: list[Any] = list(dict.fromkeys(_registry.core_ops[op_type].values()))
+    elif (known := _registry.dialect_ops.get(op_type) or _registry.custom_ops.get(op_type)) is not None:
+        classes = [known]
+    else:
+        return None
+    found: dict[str, list[Any]] = {}
+    for each in classes:
+        for name, kind in each.input_spec.input_types.items():
+            found.setdefault(name, []).append(kind)
+    return {
+        name: InputKind(
+            isinstance(kinds[-1], _input_types.TupleInputType),
+            len(kinds) == len(classes) and not any(kind.optional for kind in kinds),
+        )
+        for name, kinds in found.items()
+    }
+
+
+def first_opset(op_type: str) -> target | None:
+    """The opset that brought the op type; ``None`` for one that is of none, such as a dialect's."""
+    variants: dict[target, Any] = SSAOpRegistry.core_ops.get(op_type, {})
+    return min(variants, default=None)
 
 
 def add_input(function: Function, name: str, shape: Sequence[int], dtype: str, *, state: bool = False) -> Var:

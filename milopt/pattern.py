@@ -4,134 +4,167 @@ The rules of the language:
 
 1. An op is a call with MIL's own input names: ``op.matmul(x=q, y=k, transpose_y=True)``.
 2. The parameters of :meth:`Rule.pattern` are the variables; their annotation says the kind: :class:`Value` is any
-   value, :class:`Scalar` a constant of one element (bound to the number), :class:`Const` a constant (bound to its
-   value in the program). A variable used twice is the same value twice.
+   value, :class:`Scalar` a constant that is one number (bound to it), :class:`Const` a constant and :class:`Weight`
+   one that may be compressed (both bound to the value in the program), :class:`Values` any number of the values of a
+   variadic input (bound to a tuple). A variable used twice is the same value twice: the same result of the same op, or
+   two constants with the same type, shape and bits. ``Scalar | None`` may be left out of the pattern.
 3. An input left out must have the op's default. A literal must be equal, at the precision of the constant's own
-   dtype; negative axes and perms are equal to their non-negative form. ``...`` is anything; ``None`` is absent.
-4. Commutative ops match with their inputs in either order.
-5. ``op.one_of(tag, name=pattern, ...)`` are alternatives, tried in the order written; the match says under ``tag``
-   which one it was.
-6. ``op.split(...)[1]`` is the second output of an op with several.
-7. A value inside the match may not be used outside it, unless its pattern is in ``op.shared(...)``: such an op stays
-   where something else needs it.
+   dtype: one that the dtype holds exactly, as 0.5, to the bit, any other as it is rounded or a step beside. Axes are
+   equal to their non-negative form, and sets of axes in any order. ``...`` is anything; ``None`` is absent.
+4. Where operands broadcast, an array of equal numbers is that number, unless it makes the result larger.
+5. Commutative ops match with their inputs in either order.
+6. ``op.one_of(tag, name=pattern, ...)`` are alternatives, tried in the order written; the match says under ``tag``
+   which one it was. Two with the same tag choose the same.
+7. ``op.optional(tag, x, lambda x: op.cast(x=x, dtype=...))`` is ``x``, or what such ops make of it, the longest chain
+   first; the match has the chain's ops under ``tag``, from ``x`` on: a tuple, empty where there are none.
+8. ``op.split(...)[1]`` is the second output of an op with several, ``[...]`` any of them.
+9. ``op.concat(values=(x, *rest))``: a :class:`Values` variable stands for any number of values, none included.
+10. A value inside the match may not be used outside it, unless its pattern is in ``op.shared(...)``: such an op stays
+    where something else needs it. Variables may be bound to values of an outer block, matched ops may not lie there.
+11. The pattern returns the op whose outputs are replaced; one output of it (``op.split(...)[0]``), when nothing needs
+    the others; or a tuple of these, ops of one block which are found, and replaced, together.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from types import EllipsisType
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, overload
 
-__all__ = ["Const", "OneOf", "OpPattern", "Ops", "Output", "Pat", "Scalar", "Value", "Variable", "build", "root_types"]
+from milopt.engine.authoring import check_op, check_pattern
+from milopt.engine.forms import (
+    KINDS,
+    Chain,
+    Const,
+    OneOf,
+    OpPattern,
+    Output,
+    Pat,
+    Scalar,
+    Value,
+    Values,
+    Variable,
+    Weight,
+    root_types,
+    roots_of,
+)
+from milopt.errors import PatternError
 
-
-class Pat:
-    """A pattern for one value."""
-
-
-@dataclass(frozen=True, eq=False)
-class Variable(Pat):
-    """A named hole of a pattern."""
-
-    name: str
-
-
-class Value(Variable):
-    """Any value."""
-
-
-class Scalar(Variable):
-    """A constant of one element; bound to the number as a numpy scalar."""
-
-
-class Const(Variable):
-    """A constant (``const``); bound to the value in the program, whose array is ``.val``."""
-
-
-@dataclass(frozen=True, eq=False)
-class OpPattern(Pat):
-    """The only output of an op of type ``op_type``; ``where`` is the place in the source that wrote it."""
-
-    op_type: str
-    inputs: dict[str, Any]
-    where: str
-    shared: bool = False
-
-    def __getitem__(self, index: int) -> Output:
-        return Output(self, index)
+__all__ = [
+    "Chain",
+    "Const",
+    "OneOf",
+    "OpPattern",
+    "Ops",
+    "Output",
+    "Pat",
+    "Scalar",
+    "Value",
+    "Values",
+    "Variable",
+    "Weight",
+    "build",
+    "root_types",
+    "roots_of",
+]
 
 
-@dataclass(frozen=True, eq=False)
-class Output(Pat):
-    """Output number ``index`` of an op."""
-
-    op: OpPattern
-    index: int
+def _caller() -> str:
+    """The file and line of the pattern that is being written."""
+    frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
-@dataclass(frozen=True, eq=False)
-class OneOf(Pat):
-    """Alternatives, tried in order."""
-
-    tag: str
-    choices: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Ops:
     """What a pattern is written with: an attribute is a MIL op type, a call of it a pattern."""
-
-    _written: list[OpPattern] = field(default_factory=list[OpPattern])
 
     def __getattr__(self, op_type: str) -> Callable[..., OpPattern]:
         if op_type.startswith("__"):
             raise AttributeError(op_type)
-        frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-        where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        where = _caller()
 
         def call(**inputs: Any) -> OpPattern:
+            check_op(op_type, inputs, where)
             return OpPattern(op_type, inputs, where)
 
         return call
 
-    def shared(self, pattern: OpPattern) -> OpPattern:
-        """``pattern``, whose value may be used outside the match, and be an output."""
+    @overload
+    def shared(self, pattern: OpPattern, /) -> OpPattern: ...
+    @overload
+    def shared(self, pattern: Output, /) -> Output: ...
+    def shared(self, pattern: OpPattern | Output, /) -> OpPattern | Output:
+        """``pattern``, whose op may be used outside the match, and be an output."""
+        if isinstance(pattern, Output):
+            return replace(pattern, op=replace(pattern.op, shared=True))
         return replace(pattern, shared=True)
 
-    def one_of(self, tag: str, **choices: Pat | EllipsisType | None) -> OneOf:
+    def one_of(self, tag: str, /, **choices: Any) -> OneOf:
+        """Alternatives, tried in the order written."""
         if len(choices) < 2:
-            raise ValueError(f"one_of({tag!r}) needs at least two alternatives")
-        return OneOf(tag, dict(choices))
+            raise PatternError(f"one_of({tag!r}) needs at least two alternatives ({_caller()})")
+        return OneOf(tag, dict(choices), _caller())
 
+    def optional(self, tag: str, value: Any, /, *links: Callable[[Any], OpPattern | Output], most: int = 1) -> Chain:
+        """``value``, or up to ``most`` ops behind it, each one of those that ``links`` write.
 
-_KINDS: dict[str, type[Variable]] = {"Value": Value, "Scalar": Scalar, "Const": Const}
+        ``op.optional("moves", x, lambda x: op.transpose(x=x, perm=...), lambda x: op.squeeze(x=x, axes=...), most=3)``
+        """
+        where = _caller()
+        if not links or most < 1:
+            raise PatternError(f"optional({tag!r}) needs at least one op that may be there ({where})")
+        chain = Chain(tag, value, tuple(link(value) for link in links), where)
+        for _ in range(most - 1):
+            chain = Chain(tag, value, tuple(link(chain) for link in links), where)
+        return chain
 
 
 def build(pattern: Callable[..., Any]) -> tuple[Any, tuple[str, ...]]:
-    """Call a rule's ``pattern`` method with fresh variables; returns the root pattern and the variables' names."""
+    """Call a rule's ``pattern`` method with fresh variables; returns the root pattern and the variables' names.
+
+    The root is a tuple where the pattern has several (:func:`roots_of`). Raises PatternError, which names the rule and
+    the line, where the pattern is wrong.
+    """
+    try:
+        return _build(pattern)
+    except PatternError as error:
+        rule = getattr(pattern, "__self__", None)
+        name = getattr(rule, "name", None) or getattr(pattern, "__name__", "a pattern")
+        text = str(error)
+        raise PatternError(
+            f"{name}: {text}" if text.endswith(")") else f"{name}: {text} ({_line_of(pattern)})"
+        ) from None
+
+
+def _line_of(pattern: Any) -> str:
+    code = getattr(inspect.unwrap(pattern), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else "no file"
+
+
+def _build(pattern: Callable[..., Any]) -> tuple[Any, tuple[str, ...]]:
     variables: dict[str, Variable] = {}
-    names = list(inspect.signature(pattern).parameters.values())[1:]
-    for parameter in names:
-        annotation = parameter.annotation if parameter.annotation is not inspect.Parameter.empty else "Value"
-        kind = (annotation if isinstance(annotation, str) else annotation.__name__).rpartition(".")[2]
-        if kind not in _KINDS:
-            raise TypeError(f"{parameter.name}: a pattern variable is a Value, a Scalar or a Const, not {kind}")
-        variables[parameter.name] = _KINDS[kind](parameter.name)
+    needed: dict[str, Variable] = {}
+    for parameter in list(inspect.signature(pattern).parameters.values())[1:]:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise PatternError(f"the variables of a pattern are named one by one, not {parameter}")
+        kind, may_be_out = _kind_of(parameter)
+        variables[parameter.name] = kind(parameter.name)
+        if not may_be_out:
+            needed[parameter.name] = variables[parameter.name]
     root = pattern(Ops(), **variables)
-    if not list(root_types(root)):
-        raise TypeError("a pattern must return an op (or alternatives that are ops)")
+    check_pattern(root, variables, needed)
     return root, tuple(variables)
 
 
-def root_types(root: Any) -> Iterator[str]:
-    """The op types a pattern can end in."""
-    if isinstance(root, OpPattern):
-        yield root.op_type
-    elif isinstance(root, Output):
-        yield root.op.op_type
-    elif isinstance(root, OneOf):
-        for choice in root.choices.values():
-            yield from root_types(choice)
+def _kind_of(parameter: inspect.Parameter) -> tuple[type[Variable], bool]:
+    """The kind of variable that an annotation names, and whether the pattern may do without it."""
+    annotation = parameter.annotation if parameter.annotation is not inspect.Parameter.empty else Value
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", None) or str(annotation)
+    names = [each.strip().rpartition(".")[2] for each in re.split(r"\|", text)]
+    kind = names[0]
+    if kind not in KINDS or names[1:] not in ([], ["None"]):
+        raise PatternError(f"{parameter.name}: a pattern variable is a Value, a Scalar or a Const, not {text}")
+    return KINDS[kind], len(names) > 1

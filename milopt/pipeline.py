@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from milopt.errors import PassError
+from milopt.errors import PassError, VerificationError
 from milopt.metrics import Exact, Metric
 from milopt.reports import Report
 from milopt.rules import Rule, apply
@@ -24,14 +24,18 @@ __all__ = ["Pass", "Pipeline", "RulePass"]
 class Pass(ABC):
     """A rewrite of a whole model. Options are the fields of the frozen dataclass; it prints as text that parses back.
 
-    ``after`` names passes that come earlier where both are in one pipeline. ``metric`` says how the result is
-    compared with the original; ``opset`` is the lowest MIL opset (a spec version, 9 is iOS18) that it writes.
+    ``after`` names passes that come earlier, ``before`` passes that come later, where both are in one pipeline.
+    ``metric`` says how the result is compared with the original; ``opset`` is the lowest MIL opset (a spec version, 9
+    is iOS18) that it writes. One with ``all_functions`` runs on the whole model even where a pipeline is told to run on
+    some functions.
     """
 
     name: ClassVar[str]
     after: ClassVar[tuple[str, ...]] = ()
+    before: ClassVar[tuple[str, ...]] = ()
     metric: ClassVar[Metric] = Exact()
     opset: ClassVar[int] = 6
+    all_functions: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, model: Model) -> Report:
@@ -65,14 +69,24 @@ class Pipeline:
     passes: tuple[Pass, ...]
 
     def __post_init__(self) -> None:
-        seen: list[str] = []
-        later = [each.name for each in self.passes]
+        names = [each.name for each in self.passes]
+        for earlier, later, says in self.constraints():
+            if names.index(earlier) > names.index(later):
+                raise PassError(
+                    f"{later} must come after {earlier}" if says == later else f"{earlier} must come before {later}"
+                )
+
+    def constraints(self) -> tuple[tuple[str, str, str], ...]:
+        """What the order must keep to: ``(earlier, later, the one of them that says so)``, of the passes that are here.
+
+        It is their first occurrences that count: a pass may be repeated later on.
+        """
+        names = {each.name for each in self.passes}
+        found: dict[tuple[str, str, str], None] = {}
         for each in self.passes:
-            later.pop(0)
-            for needed in each.after:
-                if needed in later and needed not in seen:
-                    raise PassError(f"{each.name} must come after {needed}")
-            seen.append(each.name)
+            found.update({(other, each.name, each.name): None for other in each.after if other in names})
+            found.update({(each.name, other, each.name): None for other in each.before if other in names})
+        return tuple(constraint for constraint in found if constraint[0] != constraint[1])
 
     @classmethod
     def parse(cls, text: str) -> Pipeline:
@@ -98,15 +112,19 @@ class Pipeline:
         model: Model,
         *,
         verify: str | None = None,
+        functions: Sequence[str] | None = None,
         before: Callable[[Pass], None] | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> Report:
         """Run every pass on ``model``, in place.
 
-        ``verify`` compares the program before and after: ``"each"`` pass, or ``"stage"``, a run of passes with the same
-        metric; a verdict that fails raises :class:`milopt.errors.VerificationError`. ``before`` is called ahead of each
-        pass, and ``callbacks`` after it with its report.
+        ``verify`` compares the program before and after: ``"each"`` pass; ``"stage"``, a run of passes with the same
+        metric; or ``"end"``, all of them at once, by the most permissive metric. A verdict that fails raises
+        :class:`milopt.errors.VerificationError`, whose ``report`` is that of the passes until then. With ``functions``,
+        passes see and change these alone; what is compared is the whole model. ``before`` is called ahead of each pass,
+        and ``callbacks`` after it with its report.
         """
+        from milopt.restriction import run_on
         from milopt.verify import Verifier
 
         report = Report(self.name)
@@ -116,14 +134,19 @@ class Pipeline:
             if before is not None:
                 before(each)
             begun = time.perf_counter()
-            part = each.run(model)
+            part = run_on(each, model, functions)
             part.seconds = time.perf_counter() - begun
             report.parts.append(part)
             for callback in callbacks:
                 callback(each, part, model)
-            verifier.passed(index, part)
-        report.verdicts = [verdict for _, verdict in verifier.verdicts]
-        report.seconds = time.perf_counter() - start
+            try:
+                verifier.passed(index, part)
+            except VerificationError as error:
+                error.report = report
+                raise
+            finally:
+                report.verdicts = [verdict for _, verdict in verifier.verdicts]
+                report.seconds = time.perf_counter() - start
         return report
 
 

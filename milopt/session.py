@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from milopt.cachedrive import CacheLayout, recognise
+from milopt.cachecolumns import ring_tokens
+from milopt.cachedrive import CacheLayout, recognise, recognise_flexible
 from milopt.errors import MiloptError
 from milopt.interpreter import Plan, Precision, ValueInfo, compile_all
 from milopt.interpreter.values import is_float
 from milopt.package import Model
 from milopt.signature import CacheSignature
 
-__all__ = ["Block", "Plans", "Session", "blocks"]
+__all__ = ["Block", "Overflow", "Plans", "Session", "blocks"]
+
+Overflow: TypeAlias = Literal["error", "shift", "ring"]
 
 # What a mask adds where a query may not look. Finite in fp16, and exp(-1e4) is 0 in every format (constraint L10).
 _MASKED = -1e4
@@ -33,13 +36,24 @@ class Block:
     count: int
 
 
-def blocks(lengths: Sequence[int], position: int, count: int, context: int) -> Iterator[Block]:
+def blocks(lengths: Sequence[int], position: int, count: int, context: int, *, padded: bool = True) -> Iterator[Block]:
     """How ``count`` tokens are fed when ``position`` slots are taken: whole blocks of the longest kind first.
 
     What remains goes as one padded block where all its rows, padding included, stay within the context, else in
-    smaller blocks. MiloptError when the last slots can't be reached because no function takes so few tokens.
+    smaller blocks; without ``padded``, in smaller whole blocks. MiloptError when the last slots can't be reached
+    because no function takes so few tokens.
     """
     while count:
+        if not padded:
+            length = max((each for each in lengths if each <= count), default=0)
+            if not length:
+                raise MiloptError(
+                    f"{count} tokens can't be fed: no function takes fewer than {min(lengths)}, and a block can't be "
+                    "filled up, since the program returns the logits of its last row only"
+                )
+            yield Block(length, length)
+            position, count = position + length, count - length
+            continue
         fitting = [length for length in lengths if position + length <= context]
         if not fitting:
             raise MiloptError(
@@ -69,7 +83,9 @@ class Plans:
         self, model: Model, *, precision: Precision = "declared", keep_weights: bool = True, device: str = "cpu"
     ) -> None:
         plans = compile_all(model, precision=precision, keep_weights=keep_weights, device=device)
-        layout = recognise(plans, CacheSignature.from_metadata(model.metadata))
+        layout = recognise(plans, CacheSignature.from_metadata(model.metadata), model.metadata)
+        if layout is None and len(plans) == 1:
+            layout = recognise_flexible(next(iter(plans.values())), model.metadata)
         if layout is None:
             first = plans[model.default_function] if model.default_function in plans else next(iter(plans.values()))
             raise MiloptError(
@@ -80,9 +96,10 @@ class Plans:
         self.plans = plans
         self.functions: dict[int, _Function] = {}
         for plan in plans.values():
-            function = _Function(plan, layout)
-            if function.length not in self.functions or plan.function == model.default_function:
-                self.functions[function.length] = function
+            for length in layout.query_lengths(plan):
+                function = _Function(plan, layout, length)
+                if length not in self.functions or plan.function == model.default_function:
+                    self.functions[length] = function
 
     @property
     def context(self) -> int:
@@ -96,13 +113,19 @@ class Plans:
     def vocabulary(self) -> int:
         return next(iter(self.functions.values())).vocabulary
 
+    @property
+    def only_last(self) -> bool:
+        """Whether logits come out for the last row of a call only."""
+        return any(function.only_last for function in self.functions.values())
+
 
 class _Function:
-    """One function's roles: which input is what, and where the logits come out."""
+    """One function's roles: which input is what, and where the logits come out. ``length`` tokens go in."""
 
-    def __init__(self, plan: Plan, layout: CacheLayout) -> None:
+    def __init__(self, plan: Plan, layout: CacheLayout, length: int) -> None:
         self.plan = plan
-        self.length = layout.query_length(plan)
+        self.length = length
+        self._layout = layout
         self.masks = [plan.inputs[name] for name in layout.signature.masks if name in plan.inputs]
         known = layout.own_names().union(info.name for info in self.masks)
         rest = {name: info for name, info in plan.inputs.items() if name not in known}
@@ -113,13 +136,20 @@ class _Function:
             raise MiloptError(f"function {plan.function!r} has an input {unknown[0]!r} that a session can't provide")
         self.logits = "logits" if "logits" in plan.outputs else self._only_output(plan, layout)
         shape = plan.outputs[self.logits].shape or ()
-        if len(shape) < 2 or not isinstance(shape[-1], int) or shape[-2] != self.length:
-            raise MiloptError(f"output {self.logits!r} of {plan.function!r} is not (1, {self.length}, vocabulary)")
+        rows = shape[-2] if len(shape) > 1 else None
+        open_rows = layout.flexible and not isinstance(rows, int)
+        if len(shape) < 2 or not isinstance(shape[-1], int) or (rows not in (length, 1) and not open_rows):
+            raise MiloptError(f"output {self.logits!r} of {plan.function!r} is not (1, {length}, vocabulary)")
+        self.only_last = rows == 1 and length > 1
+        self.rows = 1 if self.only_last else length
         self.vocabulary = shape[-1]
+
+    def _shape(self, info: ValueInfo) -> tuple[int, ...]:
+        return self._layout.call_shape(info, self.length)
 
     def _named(self, inputs: dict[str, ValueInfo], names: Sequence[str]) -> ValueInfo:
         for name in names:
-            if name in inputs and (inputs[name].shape or ())[-1:] == (self.length,):
+            if name in inputs and self._shape(inputs[name])[-1:] == (self.length,):
                 return inputs[name]
         raise MiloptError(
             f"function {self.plan.function!r} has no input {names[0]!r} of {self.length} entries; it takes "
@@ -134,22 +164,27 @@ class _Function:
             raise MiloptError(f"function {plan.function!r} has no output 'logits'; it returns {', '.join(outputs)}")
         return outputs[0]
 
-    def inputs(self, tokens: Sequence[int], position: int) -> dict[str, npt.NDArray[Any]]:
-        """The function's inputs for tokens in slots ``position`` and following, padded with token 0."""
+    def inputs(self, tokens: Sequence[int], position: int, *, turned: bool = False) -> dict[str, npt.NDArray[Any]]:
+        """The function's inputs for tokens at ``position`` and following, in the slots of that number, and padding.
+
+        A function of several sequences is given the same one several times. ``turned`` says that the context is a ring
+        which the token, one alone, may have gone round: slot ``j`` holds the newest token whose remainder is ``j``.
+        """
         padded: Any = np.zeros(self.length, np.int32)
         padded[: len(tokens)] = tokens
         slots: Any = np.arange(position, position + self.length, dtype=np.int32)
-        made: dict[str, npt.NDArray[Any]] = {self.tokens.name: padded.reshape(_static(self.tokens))}
+        made: dict[str, npt.NDArray[Any]] = {self.tokens.name: np.broadcast_to(padded, self._shape(self.tokens))}
         if self.positions is not None:
-            made[self.positions.name] = slots.reshape(_static(self.positions))
+            made[self.positions.name] = np.broadcast_to(slots, self._shape(self.positions))
         for info in self.masks:
-            seen = np.broadcast_to(np.arange(_static(info)[-1]) <= slots[:, None], _static(info))
+            shape = self._shape(info)
+            columns: Any = ring_tokens(shape[-1], position + 1) if turned else np.arange(shape[-1])
+            seen = (columns >= 0) & (columns <= slots[:, None])
+            if (window := self._layout.windows.get(info.name)) is not None:
+                seen &= columns > slots[:, None] - window
+            seen = np.broadcast_to(seen, shape)
             made[info.name] = seen if info.dtype == "bool" else np.where(seen, 0.0, _MASKED).astype(_numpy(info))
         return made
-
-
-def _static(info: ValueInfo) -> tuple[int, ...]:
-    return tuple(dim for dim in info.shape or () if isinstance(dim, int))
 
 
 def _numpy(info: ValueInfo) -> Any:
@@ -164,6 +199,11 @@ class Session:
     ``precision="declared"`` computes as the package says, ``"float64"`` without rounding. With
     ``keep_weights=False`` weights are prepared anew at every call: slow, but it needs little memory. Sessions made by
     :meth:`fork` share everything but the cache.
+
+    ``overflow`` says what happens when the context is full. ``"error"``: more tokens are refused. ``"shift"``: the
+    older half of the tokens is forgotten, and the newer one fed again from position 0. ``"ring"``: each further token
+    takes the slot of the oldest, one call for each; positions count on, which suits models whose positions have no
+    limit (RoPE that is computed, or a table that is long enough).
     """
 
     def __init__(
@@ -173,11 +213,15 @@ class Session:
         precision: Precision = "declared",
         keep_weights: bool = True,
         device: str = "cpu",
+        overflow: Overflow = "error",
     ) -> None:
         if not isinstance(model, Plans):
             model = Plans(model, precision=precision, keep_weights=keep_weights, device=device)
         self.plans = plans = model
+        self.overflow: Overflow = overflow
+        self._check_overflow()
         self.position = 0
+        self._fed: list[int] = []
         self._caches = plans.layout.empty(plans.plans)
 
     @property
@@ -192,11 +236,12 @@ class Session:
 
     def fork(self) -> Session:
         """Another sequence, empty, on the same model; weights are shared."""
-        return Session(self.plans)
+        return Session(self.plans, overflow=self.overflow)
 
     def reset(self) -> None:
         """Forget everything fed."""
         self.position = 0
+        self._fed = []
         self._caches.reset()
 
     def feed(
@@ -209,18 +254,32 @@ class Session:
         """Append tokens; the logits (len(tokens), V), or with ``last_only`` those of the last token, (1, V).
 
         ``progress`` is called after every block with the number of tokens done and the number of all. MiloptError
-        when they don't fit what is left of the context; then nothing was fed.
+        when they don't fit what is left of the context and ``overflow`` is ``"error"``, or when logits of all are
+        wanted of a program that returns those of its last row; then nothing was fed.
         """
-        total = len(tokens)
-        if self.position + total > self.context:
+        total, beyond = len(tokens), self.position + len(tokens) > self.context
+        if beyond and self.overflow == "error":
             used = f", of which {self.position} are used" if self.position else ""
-            count = "1 token does" if total == 1 else f"{total} tokens do"
-            raise MiloptError(f"{count} not fit a context of {self.context}{used}")
+            these = "1 token does" if total == 1 else f"{total} tokens do"
+            raise MiloptError(f"{these} not fit a context of {self.context}{used}")
         if wrong := [token for token in tokens if not 0 <= token < self.plans.vocabulary]:
             raise MiloptError(f"token {wrong[0]} is not one of the vocabulary's {self.plans.vocabulary}")
+        only_last = self.plans.only_last
+        if only_last and not last_only and total > 1:
+            raise MiloptError("the program returns the logits of the last token it is fed, not of all")
         rows: list[npt.NDArray[np.float32]] = []
         done = 0
-        for block in list(blocks(self.query_lengths, self.position, total, self.context)):
+        if beyond:
+            while done < total:
+                count = self._make_room(total - done)
+                part = tokens[done : done + count]
+                turned = self.position >= self.context
+                rows.append(self._run(Block(1, 1), part, last_only) if turned else self.feed(part, last_only=last_only))
+                done += count
+                if progress is not None:
+                    progress(done, total)
+            return rows[-1] if last_only else np.concatenate(rows)
+        for block in list(blocks(self.query_lengths, self.position, total, self.context, padded=not only_last)):
             rows.append(self._run(block, tokens[done : done + block.count], last_only))
             done += block.count
             if progress is not None:
@@ -229,11 +288,39 @@ class Session:
             return np.zeros((0, self.plans.vocabulary), np.float32)
         return rows[-1] if last_only or len(rows) == 1 else np.concatenate(rows)
 
+    def _check_overflow(self) -> None:
+        if self.overflow not in ("error", "shift", "ring"):
+            raise MiloptError(f"overflow is error, shift or ring, not {self.overflow!r}")
+        if self.overflow == "ring":
+            layout = self.plans.layout
+            if layout.flexible or layout.signature.rings or layout.signature.counts or layout.signature.prefix:
+                raise MiloptError("overflow=ring needs a cache whose slots are all given by number: use shift")
+            if 1 not in self.plans.functions:
+                raise MiloptError("overflow=ring feeds single tokens, and no function of the model takes one")
+
+    def _make_room(self, wanted: int) -> int:
+        """How many tokens can be fed next; in a full context, after room was made for them."""
+        left = self.context - self.position
+        if left <= 0 and self.overflow == "ring":
+            return 1
+        if left == 0:
+            kept = self._fed[len(self._fed) - self.context // 2 :]
+            self.reset()
+            if kept:
+                self.feed(kept, last_only=True)
+            left = self.context - self.position
+        return min(left, wanted)
+
     def _run(self, block: Block, tokens: Sequence[int], last_only: bool) -> npt.NDArray[np.float32]:
         function = self.plans.functions[block.length]
-        outputs = self._caches.run(function.plan, self.position, function.inputs(tokens, self.position))
+        turned = self.position >= self.context
+        inputs = function.inputs(tokens, self.position, turned=turned)
+        outputs = self._caches.run(function.plan, self.position % self.context if turned else self.position, inputs)
         self.position += block.count
-        logits = outputs[function.logits].reshape(block.length, function.vocabulary)
+        self._fed += tokens
+        logits = outputs[function.logits].reshape(-1, function.rows, function.vocabulary)[0]
+        if function.only_last:
+            return np.asarray(logits.cpu().numpy(), np.float32)
         first = block.count - 1 if last_only else 0
         if first == 0 and block.count == block.length:
             return np.asarray(logits.cpu().numpy(), np.float32)

@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from milopt.errors import PackageError
 
-__all__ = ["METADATA_KEY", "CacheSignature", "CacheSlot"]
+__all__ = ["METADATA_KEY", "WINDOW_KEY", "CacheSignature", "CacheSlot", "Returned", "windows_of"]
 
 METADATA_KEY = "milopt.cache"
+WINDOW_KEY = "milopt.sliding_window"
+"""Metadata: how many tokens a query sees, itself included, where a mask is a sliding one."""
+_SLIDING = "sliding_mask"
+
+Returned = Literal["all", "kept", "new"]
 
 
 @dataclass(frozen=True)
 class CacheSlot:
-    """One cached tensor: rows ``row .. row+rows`` (axis 0) of ``state`` took the place of ``past`` and ``present``."""
+    """One cached tensor: rows ``row .. row+rows`` (axis 0) of ``state`` took the place of ``past`` and ``present``.
+
+    ``axis`` holds the slots where it isn't the signature's. A state of ``ring`` slots, fewer than the context, holds
+    token ``t`` in slot ``t mod ring``. ``kept`` is the number of columns of a past that held the last so many tokens
+    only, and ``returned`` what the present was: all columns, the last ``kept`` of them, or the new ones alone;
+    ``dtype`` is the element type that both had.
+    """
 
     past: str
     present: str
     state: str
     row: int
     rows: int
+    axis: int | None = None
+    ring: int = 0
+    kept: int = 0
+    returned: Returned = "all"
+    dtype: str = "fp16"
 
 
 @dataclass(frozen=True)
@@ -31,6 +48,12 @@ class CacheSignature:
     Before, the ``context`` columns of each of ``masks`` (last axis) were [past | new]. After, column ``j`` is slot
     ``j`` of the states (axis ``axis``), and Q new tokens are written to slots ``[position, position + Q)``;
     ``position`` is an int32 input of shape (1,). The same for every function of the program.
+
+    ``rings`` are the masks whose columns are the slots of a ring, and its size: there column ``j`` is about the newest
+    token ``t < position + Q`` with ``t mod size = j``. With ``prefix``, a call reads the slots up to its new tokens and
+    its masks have as many columns. ``position`` is empty where the program takes the slot from an input it always had:
+    ``counts`` names it, or is empty where it is the number of a mask's columns. ``texts`` are descriptions that the
+    rewrite took away, with the names of those they described.
     """
 
     slots: tuple[CacheSlot, ...]
@@ -38,18 +61,52 @@ class CacheSignature:
     masks: tuple[str, ...]
     context: int
     axis: int
+    rings: tuple[tuple[str, int], ...] = ()
+    prefix: bool = False
+    counts: str = ""
+    texts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def axis_of(self, slot: CacheSlot) -> int:
+        """The axis of a cached tensor that holds the slots."""
+        return self.axis if slot.axis is None else slot.axis
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), separators=(",", ":"))
+        """The text for the metadata; fields that say nothing are left out."""
+        fields = _telling(asdict(self), "rings", "prefix", "counts", "texts")
+        fields["slots"] = [_telling(asdict(slot), "axis", "ring", "kept", "returned", "dtype") for slot in self.slots]
+        return json.dumps(fields, separators=(",", ":"))
 
     @classmethod
-    def from_metadata(cls, metadata: dict[str, str]) -> CacheSignature | None:
+    def from_metadata(cls, metadata: Mapping[str, str]) -> CacheSignature | None:
         """What a package says of itself; ``None`` when it says nothing. Raises PackageError when it can't be read."""
         if (text := metadata.get(METADATA_KEY)) is None:
             return None
         try:
             fields: dict[str, Any] = json.loads(text)
-            slots = tuple(CacheSlot(**slot) for slot in fields.pop("slots"))
-            return cls(slots=slots, masks=tuple(fields.pop("masks")), **fields)
+            return cls(
+                slots=tuple(CacheSlot(**slot) for slot in fields.pop("slots")),
+                masks=tuple(fields.pop("masks")),
+                rings=tuple((str(mask), int(size)) for mask, size in fields.pop("rings", ())),
+                texts=tuple((str(said), tuple(names)) for said, names in fields.pop("texts", ())),
+                **fields,
+            )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PackageError(f"metadata {METADATA_KEY!r} is not a cache signature: {error}") from error
+
+
+def _telling(fields: dict[str, Any], *optional: str) -> dict[str, Any]:
+    """Without those of the optional fields that have their default."""
+    silent = (None, 0, "", "all", "fp16", ())
+    return {key: value for key, value in fields.items() if key not in optional or value not in silent}
+
+
+def windows_of(masks: Sequence[str], metadata: Mapping[str, str] | None) -> dict[str, int]:
+    """Mask -> how many tokens it lets a query see: ``sliding_mask``, or every mask of a program that has none.
+
+    PackageError where the metadata of a package say something else than a number.
+    """
+    if metadata is None or (text := metadata.get(WINDOW_KEY)) is None:
+        return {}
+    if not text.isdecimal() or int(text) < 1:
+        raise PackageError(f"metadata {WINDOW_KEY!r} is {text!r}, not a number of tokens")
+    return dict.fromkeys([_SLIDING] if _SLIDING in masks else masks, int(text))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ from milopt.mil import Block, Function, Operation, Program, Var, digest, is_symb
 if TYPE_CHECKING:
     from milopt.package.model import Model
 
-__all__ = ["text"]
+__all__ = ["Lines", "lines", "text"]
 
 sympy: Any = importlib.import_module("sympy")  # it carries no types
 
@@ -48,10 +49,32 @@ def text(model_or_program: Model | Program, *, weights: Literal["shape", "hash"]
     return "\n".join([*lines, *writer.listed]) + "\n"
 
 
+@dataclass(frozen=True)
+class Lines:
+    """The canonical text by op: ``ops`` in program order, constants that are written where they are used left out.
+
+    ``weights`` are the lines of the larger constants, by name (``w0``).
+    """
+
+    ops: dict[Operation, str]
+    weights: dict[str, str]
+
+
+def lines(model_or_program: Model | Program) -> Lines:
+    """The same text as :func:`text`, taken apart; an op with blocks has its first line only."""
+    program = model_or_program if isinstance(model_or_program, Program) else model_or_program.program
+    writer = _Writer(by_content=False)
+    for name, function in program.functions.items():
+        for _ in writer.function(name, function):
+            pass
+    return Lines(writer.heads, {each.partition(":")[0]: each for each in writer.listed})
+
+
 class _Writer:
     def __init__(self, *, by_content: bool) -> None:
         self.by_content = by_content
         self.listed: list[str] = []
+        self.heads: dict[Operation, str] = {}
         self.weights: dict[object, tuple[str, str]] = {}  # key -> (name, type as listed)
         self.alive: list[Any] = []  # a key by address is valid while its array lives
         self.symbols: dict[Any, Any] = {}
@@ -74,6 +97,7 @@ class _Writer:
             arguments = ", ".join(self.arguments(op))
             results = ", ".join(f"{self.number(var)}: {self.type(var)}" for var in op.outputs)
             head = f"{indent}{results} = {op.op_type}({arguments})"
+            self.heads[op] = head.strip()
             if not op.blocks:
                 yield head
                 continue

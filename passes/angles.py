@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from milopt.mil import Operation, Var, constant, dtype_name, flat
-from milopt.passes.frequencies import exact_frequencies
+from milopt.passes.frequencies import angle_error, exact_frequencies
+from milopt.passes.rotary_forms import Form
 from milopt.reports import require
 
 __all__ = ["Tabulated", "tabulate"]
 
-Array = np.ndarray[Any, Any]
-Axes = tuple[int | None, ...]
+Array: TypeAlias = np.ndarray[Any, Any]
+Axes: TypeAlias = tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
@@ -24,40 +25,74 @@ class Tabulated:
 
     ``axes`` says of each axis of the value which axis of ``positions`` it runs along, or ``None``. ``table`` is float64
     (rows, *dims): row p is the value where the position is p; dims are 1 along the axes of positions. A constant has no
-    ``positions`` and one row. ``notes`` tell of constants that were not taken as they are.
+    ``positions`` and one row. ``notes`` tell of constants that were not taken as they are, ``forms`` which closed forms
+    they have.
     """
 
     positions: Var | None
     axes: Axes
     table: Array
     notes: tuple[str, ...] = ()
+    forms: tuple[Form, ...] = ()
 
 
-Read = Callable[[Var], Tabulated]
-
-
-def tabulate(var: Var, rows: int, *, as_stored: bool = False) -> Tabulated:
+def tabulate(var: Var, rows: int, *, as_stored: bool = False, approximate: bool = False) -> Tabulated:
     """``var`` for the positions 0 to ``rows`` - 1, computed in float64.
 
     Roundings to fp16 on the way are not imitated: a table is there to be without them. That of the frequencies is taken
-    back where it can be, unless ``as_stored``. Raises NoMatch where ``var`` is not a function of one integer value
-    alone, element by element.
+    back, unless ``as_stored``. Raises NoMatch where it can't be, unless ``approximate``, and where ``var`` is not a
+    function of one integer value alone, element by element.
     """
+    return _Reader(rows, as_stored, approximate)(var)
 
-    def read(var: Var) -> Tabulated:
-        if (array := constant(var)) is not None:
-            values, note = np.asarray(array, np.float64), ""
-            if not as_stored:
-                values, note = exact_frequencies(np.asarray(array))
-            return Tabulated(None, (None,) * values.ndim, values[None], (note,) if note else ())
+
+@dataclass(frozen=True)
+class _Reader:
+    rows: int
+    as_stored: bool
+    approximate: bool
+
+    def __call__(self, var: Var) -> Tabulated:
+        if constant(var) is not None:
+            return self.constant(var, restored=True)
         if _is_integer(var):
-            return _positions(var, rows)
+            return _positions(var, self.rows)
         require(var.op is not None, "it depends on a {} input, not on integer positions alone", dtype_name(var), at=var)
         assert var.op is not None
         require(var.op.op_type in _STEPS, "its angles pass through {}", var.op.op_type, at=var)
-        return _STEPS[var.op.op_type](var.op, read)
+        return _STEPS[var.op.op_type](var.op, self)
 
-    return read(var)
+    def constant(self, var: Var, *, restored: bool, wavelengths: bool = False) -> Tabulated:
+        """A constant, with the rounding of frequencies taken back if it is to be ``restored``."""
+        array: Array = np.asarray(constant(var))
+        stored = Tabulated(None, (None,) * array.ndim, array.astype(np.float64)[None])
+        if self.as_stored or not restored:
+            return stored
+        last = self.rows - 1
+        found = exact_frequencies(array, last, wavelengths=wavelengths)
+        if found.form is not None:
+            note = f"inverse frequencies that fp16 had rounded were restored: {found.form}"
+            return replace(stored, table=found.values[None], notes=(note,), forms=(found.form,))
+        if not found.why:
+            return stored
+        error = angle_error(1 / array if wavelengths else array, last)
+        require(
+            self.approximate,
+            "fp16 has rounded its inverse frequencies, and {}: at position {} an angle may be {:.2g} rad off; "
+            "approximate=true makes the table nevertheless",
+            found.why,
+            last,
+            error,
+            at=var,
+        )
+        note = (
+            f"the angles keep the fp16 rounding of the inverse frequencies, and may be {error:.2g} rad off at position "
+            f"{last}: {found.why}"
+        )
+        return replace(stored, notes=(note,))
+
+
+Read: TypeAlias = _Reader
 
 
 def _is_integer(var: Var) -> bool:
@@ -120,7 +155,7 @@ def _joined(op: Operation, read: Read) -> Tabulated:
     require(all(part.axes == first.axes for part in parts), "it joins angles of different shapes", at=op)
     require(first.axes[axis] is None, "it joins angles along the positions", at=op)
     table = np.concatenate([part.table for part in parts], axis + 1)
-    return replace(first, positions=_one_of(parts, op), table=table, notes=_notes(parts))
+    return replace(first, positions=_one_of(parts, op), table=table, notes=_notes(parts), forms=_forms(parts))
 
 
 def _one_of(parts: list[Tabulated], op: Operation) -> Var | None:
@@ -131,6 +166,10 @@ def _one_of(parts: list[Tabulated], op: Operation) -> Var | None:
 
 def _notes(parts: list[Tabulated]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(note for part in parts for note in part.notes))
+
+
+def _forms(parts: list[Tabulated]) -> tuple[Form, ...]:
+    return tuple(dict.fromkeys(form for part in parts for form in part.forms))
 
 
 def _combined(op: Operation, apply: Callable[[Array, Array], Array], parts: list[Tabulated]) -> Tabulated:
@@ -145,12 +184,32 @@ def _combined(op: Operation, apply: Callable[[Array, Array], Array], parts: list
         require(still, "a constant varies along the positions", at=op)
     along = [axis for axis in axes if axis is not None]
     require(len(along) == len(set(along)), "it mixes positions", at=op)
-    return Tabulated(_one_of(parts, op), tuple(axes), apply(x.table, y.table), _notes(parts))
+    return Tabulated(_one_of(parts, op), tuple(axes), apply(x.table, y.table), _notes(parts), _forms(parts))
 
 
 def _elementwise(op: Operation, read: Read) -> Tabulated:
-    parts = [read(op.inputs[name]) for name in ("x", "y")]
-    return _combined(op, _ELEMENTWISE[op.op_type], parts)
+    kind, parts = op.op_type, list[Tabulated]()
+    for name in ("x", "y"):
+        var = op.inputs[name]
+        if constant(var) is None:
+            parts.append(read(var))
+        else:  # what is added is a phase, what is divided by a wavelength
+            wavelengths = (kind, name) == ("real_div", "y")
+            multiplies = kind == "mul" or wavelengths
+            parts.append(read.constant(var, restored=multiplies, wavelengths=wavelengths))
+    if kind == "mul" and not read.as_stored:
+        parts = [_unrounded(parts[0], parts[1].forms), _unrounded(parts[1], parts[0].forms)]
+    return _combined(op, _ELEMENTWISE[kind], parts)
+
+
+def _unrounded(part: Tabulated, forms: tuple[Form, ...]) -> Tabulated:
+    """Yarn's attention factor, where ``part`` is that as an fp16 number."""
+    if part.positions is None and part.table.size == 1:
+        for form in forms:
+            factor = form.attention_factor
+            if factor != 1 and float(part.table.item()) == float(np.float16(factor)):
+                return replace(part, table=np.full_like(part.table, factor))
+    return part
 
 
 def _outer(op: Operation, read: Read) -> Tabulated:

@@ -9,7 +9,6 @@ import numpy as np
 
 from milopt.building import Builder
 from milopt.matching import Match
-from milopt.metrics import Exact, Metric
 from milopt.mil import Block, Operation, Var, dtype_name, is_dead, is_symbolic, operations, shape_of
 from milopt.package import Model
 from milopt.passes.indices import INDEX_RULES
@@ -31,7 +30,6 @@ class Canonicalize(RulePass):
     """
 
     name: ClassVar[str] = "canonicalize"
-    metric: ClassVar[Metric] = Exact()
 
     def rules(self) -> tuple[Rule[Any], ...]:
         return (*NEUTRAL_RULES, *INDEX_RULES, MergeCasts(), *MOVE_RULES, MergeReshapes())
@@ -46,7 +44,7 @@ class Canonicalize(RulePass):
             dead += gone
             report.misses = []
             report.extend(part)
-            if not gone and not part:
+            if not part:
                 break
         report.applied += dead
         telling = {type(rule).__name__ for rule in (*INDEX_RULES, MergeCasts())}

@@ -16,7 +16,7 @@ from milopt.package import Model
 from milopt.passes.palettes import PalettePlan, nearest_divisor
 from milopt.passes.uses import CHANNEL_AXES, Weight, find_weights, layouts_of
 from milopt.pipeline import Pass
-from milopt.reports import NoMatch, Report, require
+from milopt.reports import NoMatch, Report, how_to_upgrade, require, require_opset
 
 __all__ = ["Palettize", "note_compressed", "snr"]
 
@@ -77,8 +77,19 @@ class Palettize(Pass):
                 report.decline(place.function, why.at if why.at is not None else place.op, why.text, *why.arguments)
         note_compressed(model, report)
         if plans:
+            self._note_tables(plans, report)
             self._compress(model, plans, report)
         return report
+
+    def _note_tables(self, plans: list[PalettePlan], report: Report) -> None:
+        """Tell of functions that could have a table per group, were they for iOS18."""
+        places = (place for plan in plans for place in plan.weight.places) if self.granularity != "tensor" else ()
+        old = {place.function: opset_of(place.op) for place in places if opset_of(place.op) < target.iOS18}
+        for name, opset in old.items():
+            report.notes.append(
+                f"tables for groups of channels are of iOS18, function {name!r} is {opset.name}, so that its weights "
+                f"get one each: upgrade with {how_to_upgrade(target.iOS18.name)}"
+            )
 
     def _plan(self, weight: Weight) -> PalettePlan:
         array = weight.array
@@ -90,8 +101,7 @@ class Palettize(Pass):
         layouts = layouts_of(weight)  # 3, 4
         layout, uses = next(iter(layouts)), ", ".join(layouts.values())
         opset = min(opset_of(place.op) for place in weight.places)
-        require(opset >= target.iOS16, "needs iOS16, the function is for {}", opset.name)  # 7
-        require(opset >= target.iOS18 or self.bits in _IOS16_BITS, "{} bits need iOS18", self.bits)  # 7
+        require_opset(opset, target.iOS16 if self.bits in _IOS16_BITS else target.iOS18)  # 7
         wrong = array.size - int(np.count_nonzero(np.isfinite(array)))
         require(not wrong, "holds {} values that are not finite", wrong)  # 5
         grouped = self.granularity == "grouped-channel" and opset >= target.iOS18

@@ -10,9 +10,10 @@ import numpy as np
 
 from milopt.building import Builder
 from milopt.matching import Match
-from milopt.metrics import Exact, Metric
 from milopt.mil import Operation, Var, constant, dtype_name, is_constant, refine_shape
 from milopt.package import Model
+from milopt.package.making import hold
+from milopt.package.weights import Packed, packed_of
 from milopt.passes.moves import MOVE_RULES
 from milopt.passes.sharing import share_moves
 from milopt.pattern import Ops, Value
@@ -36,7 +37,6 @@ class LinearToConv(RulePass):
 
     name: ClassVar[str] = "linear-to-conv"
     after: ClassVar[tuple[str, ...]] = ("canonicalize", "fuse-sdpa", "kv-to-state")
-    metric: ClassVar[Metric] = Exact()
 
     def rules(self) -> tuple[Rule[Any], ...]:
         return (LinearAsConv(),)
@@ -110,9 +110,19 @@ def _as_kernel(op: Builder, weight: Var) -> Var:
         kernel: Var = op.const(val=constant(weight).reshape(*weight.shape, 1, 1), name=name)
         return kernel
     assert weight.op is not None
-    parts = {key: constant(var) for key, var in weight.op.inputs.items()}
-    compressed: Var = getattr(op, weight.op.op_type)(**_KERNELS[weight.op.op_type](parts), name=name)
+    parts = {key: packed_of(var) or constant(var) for key, var in weight.op.inputs.items()}
+    longer = {
+        key: _packed(op, f"{name}_{key}", part) if isinstance(part, Packed) else part
+        for key, part in _KERNELS[weight.op.op_type](parts).items()
+    }
+    compressed: Var = getattr(op, weight.op.op_type)(**longer, name=name)
     return compressed
+
+
+def _packed(op: Builder, name: str, box: Packed) -> Var:
+    """A constant whose elements stay packed; what it is made with takes no memory."""
+    zeros = np.broadcast_to(np.zeros((), box.dtype), box.shape)
+    return hold(op.const(val=zeros, name=name), box)
 
 
 def _longer(array: Any, at: int = 2) -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from milopt.axes import axes_of
 from milopt.building import Builder
 from milopt.matching import Match
-from milopt.mil import Operation, Var, constant
+from milopt.mil import Operation, Var
 from milopt.pattern import Const, Ops, Value
 from milopt.reports import require
 from milopt.rules import Rule
@@ -14,70 +15,60 @@ from milopt.rules import Rule
 __all__ = ["MOVE_RULES", "CancelExpandDims", "CancelSqueeze", "MergeTransposes"]
 
 
-def _producer(var: Var, op_type: str) -> Operation:
-    """The op that computes ``var``, which may have other users: it stays for them."""
-    require(var.op is not None and var.op.op_type == op_type, "its operand is no {}", op_type, at=var)
-    assert var.op is not None
-    return var.op
-
-
-def _axes(op: Operation, rank: int) -> list[int]:
-    """The axes of a squeeze or expand_dims, counted from the front, ascending."""
-    axes = constant(op.inputs.get("axes"))
-    if axes is None:
-        return [at for at, dim in enumerate(op.x.shape) if dim == 1]
-    return sorted(int(axis) % rank for axis in axes)
-
-
 class MergeTransposes(Rule["list[int]"]):
     """``transpose(transpose(x))``  ->  one ``transpose``, or ``x`` where they undo each other."""
 
-    def pattern(self, op: Ops, /, x: Value, perm: Const) -> Any:
-        return op.transpose(x=x, perm=perm)
+    def pattern(self, op: Ops, /, x: Value, first: Const, then: Const) -> Any:
+        return op.transpose(x=op.shared(op.transpose(x=x, perm=first)), perm=then)
 
     def check(self, m: Match, /) -> list[int]:
-        inner = [int(axis) % m.x.rank for axis in constant(_producer(m.x, "transpose").perm)]
-        return [inner[int(axis) % m.x.rank] for axis in m.perm.val]
+        rank = m.x.rank
+        return [int(m.first.val[axis]) % rank for axis in m.then.val]
 
     def rewrite(self, op: Builder, m: Match, facts: list[int], /) -> Var:
-        source: Var = m.x.op.x
+        source: Var = m.x
         if facts == sorted(facts):
             return source
         merged: Var = op.transpose(x=source, perm=facts)
         return merged
 
 
-class CancelSqueeze(Rule[None]):
+def _axes(op: Operation) -> list[int]:
+    """The axes of a squeeze or expand_dims, counted from the front, ascending."""
+    axes = axes_of(op, "axes")
+    return [at for at, dim in enumerate(op.x.shape) if dim == 1] if axes is None else list(axes)
+
+
+class _ToTheInnermost(Rule[None]):
+    """A rule that puts ``x`` in the place of two ops on it."""
+
+    def rewrite(self, op: Builder, m: Match, facts: None, /) -> Var:
+        source: Var = m.x
+        return source
+
+
+class CancelSqueeze(_ToTheInnermost):
     """``squeeze(expand_dims(x))``  ->  ``x``, where the axes are the same."""
 
     def pattern(self, op: Ops, /, x: Value) -> Any:
-        return op.squeeze(x=x, axes=...)
+        return op.squeeze(x=op.shared(op.expand_dims(x=x, axes=...)), axes=...)
 
     def check(self, m: Match, /) -> None:
-        added = _axes(_producer(m.x, "expand_dims"), m.x.rank)
-        removed = _axes(m.root, m.x.rank)
+        squeeze, expand_dims = m.ops
+        added, removed = _axes(expand_dims), _axes(squeeze)
         require(added == removed, "axes {} are added, {} removed", added, removed)
 
-    def rewrite(self, op: Builder, m: Match, facts: None, /) -> Var:
-        source: Var = m.x.op.x
-        return source
 
-
-class CancelExpandDims(Rule[None]):
+class CancelExpandDims(_ToTheInnermost):
     """``expand_dims(squeeze(x))``  ->  ``x``, where the axes are the same."""
 
     def pattern(self, op: Ops, /, x: Value) -> Any:
-        return op.expand_dims(x=x, axes=...)
+        return op.expand_dims(x=op.shared(op.squeeze(x=x, axes=...)), axes=...)
 
     def check(self, m: Match, /) -> None:
-        inner = _producer(m.x, "squeeze")
-        removed = _axes(inner, inner.x.rank)
-        added = _axes(m.root, m.root.outputs[0].rank)
+        expand_dims, squeeze = m.ops
+        added, removed = _axes(expand_dims), _axes(squeeze)
         require(added == removed, "axes {} are removed, {} added", removed, added)
-
-    def rewrite(self, op: Builder, m: Match, facts: None, /) -> Var:
-        source: Var = m.x.op.x
-        return source
 
 
 MOVE_RULES: tuple[Rule[Any], ...] = (MergeTransposes(), CancelSqueeze(), CancelExpandDims())

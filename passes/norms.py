@@ -19,7 +19,7 @@ from milopt.pipeline import RulePass
 from milopt.reports import Miss, Report, require
 from milopt.rules import Rule
 
-__all__ = ["Fp16SafeNorm", "PrescaleNorm"]
+__all__ = ["Fp16SafeNorm", "PrescaleNorm", "norm_pattern", "safe_norm_pattern"]
 
 # Rows are scaled to a largest magnitude of 4. The scale 4 / max|x| then is a normal fp16 number up to max|x| = 65504,
 # squares are at most 16, and their mean over n elements is at least 16 / n. Rows of more than 4094 elements, whose sum
@@ -62,6 +62,36 @@ def _is_fp16_layer_norm(op: Any) -> bool:
     return op.op_type == "layer_norm" and dtype_name(op.outputs[0]) == "fp16"
 
 
+def norm_pattern(op: Ops, x: Any, axes: Any, eps: Any, inside: Any, outside: Any) -> Any:
+    """``x * rsqrt(mean(x²) + eps)`` in every spelling; the epsilons may be any variables of a pattern."""
+    wide = op.one_of("widened", no=x, yes=op.shared(op.cast(x=x, dtype="fp32")))
+    squares = op.one_of("squares", pow=op.pow(x=wide, y=2.0), mul=op.mul(x=wide, y=wide), square=op.square(x=wide))
+    mean = op.reduce_mean(x=squares, axes=axes, keep_dims=True)
+    total = op.one_of("sum", add=op.add(y=eps, x=mean), none=mean)
+    root = op.one_of("narrowed_root", no=op.sqrt(x=total), yes=op.cast(x=op.sqrt(x=total), dtype="fp16"))
+    inverse = op.one_of(
+        "inverse",
+        rsqrt=op.rsqrt(x=total, epsilon=inside),
+        power=op.pow(x=total, y=-0.5),
+        inverse=op.inverse(x=op.sqrt(x=total), epsilon=outside),
+        division=op.real_div(x=1.0, y=op.sqrt(x=total)),
+    )
+    narrow = op.one_of("narrowed", no=inverse, yes=op.cast(x=inverse, dtype="fp16"))
+    return op.one_of("spelling", mul=op.mul(x=x, y=narrow), div=op.real_div(x=x, y=root))
+
+
+def safe_norm_pattern(op: Ops, x: Any, axes: Any, peak: Any, clamp: Any, a: Any, g: Any) -> Any:
+    """What :class:`PrescaleNorm` writes where no epsilon is outside the root."""
+    largest = op.maximum(x=op.reduce_max(x=op.abs(x=x), axes=axes, keep_dims=True), y=clamp)
+    scale = op.real_div(x=peak, y=largest)
+    scaled = op.mul(x=x, y=scale)
+    mean = op.reduce_mean(x=op.mul(x=scaled, y=scaled), axes=axes, keep_dims=True)
+    part = op.mul(x=scale, y=a)
+    squared = op.mul(x=part, y=part)
+    total = op.add(x=mean, y=op.one_of("second", no=squared, yes=op.mul(x=squared, y=g)))
+    return op.mul(x=x, y=op.mul(x=scale, y=op.rsqrt(x=total, epsilon=0.0)))
+
+
 @dataclass(frozen=True)
 class _Facts:
     x: Var
@@ -86,20 +116,7 @@ class PrescaleNorm(Rule[_Facts]):
     """
 
     def pattern(self, op: Ops, /, x: Value, axes: Const, eps: Scalar, inside: Scalar, outside: Scalar) -> Any:
-        wide = op.one_of("widened", no=x, yes=op.shared(op.cast(x=x, dtype="fp32")))
-        squares = op.one_of("squares", pow=op.pow(x=wide, y=2.0), mul=op.mul(x=wide, y=wide), square=op.square(x=wide))
-        mean = op.reduce_mean(x=squares, axes=axes, keep_dims=True)
-        total = op.one_of("sum", add=op.add(y=eps, x=mean), none=mean)
-        root = op.one_of("narrowed", no=op.sqrt(x=total), yes=op.cast(x=op.sqrt(x=total), dtype="fp16"))
-        inverse = op.one_of(
-            "inverse",
-            rsqrt=op.rsqrt(x=total, epsilon=inside),
-            power=op.pow(x=total, y=-0.5),
-            inverse=op.inverse(x=op.sqrt(x=total), epsilon=outside),
-            division=op.real_div(x=1.0, y=op.sqrt(x=total)),
-        )
-        narrow = op.one_of("narrowed", no=inverse, yes=op.cast(x=inverse, dtype="fp16"))
-        return op.one_of("spelling", mul=op.mul(x=x, y=narrow), div=op.real_div(x=x, y=root))
+        return norm_pattern(op, x, axes, eps, inside, outside)
 
     def check(self, m: Match, /) -> _Facts:
         x = m.x
@@ -109,14 +126,14 @@ class PrescaleNorm(Rule[_Facts]):
             require(dtype_name(source) == "fp16", "the norm is fp32 from its input on", at=x)
             x = source
         eps = float(m.eps or 0) + float(m.inside or 0)
-        require(eps > 0, "there is no epsilon under the root", at=m.root)  # 2
-        require(eps < 1e3, "its epsilon, {:g}, is no small number", eps, at=m.root)  # 3
+        require(eps > 0, "there is no epsilon under the root")  # 2
+        require(eps < 1e3, "its epsilon, {:g}, is no small number", eps)  # 3
         outside = float(m.outside or 0)
+        require(outside >= 0, "its epsilon outside the root, {:g}, is negative", outside, at=m.root)  # 3
         if outside < 1e-7 * sqrt(eps):  # less than the comparison of norms can see
             outside = 0.0
-        require(
-            not 0 < outside < _LEAST**2, "its epsilon outside the root, {:g}, is too small", outside, at=m.root
-        )  # 3
+        # 3
+        require(not 0 < outside < _LEAST**2, "its epsilon outside the root, {:g}, is too small", outside)
         return _Facts(x, eps, outside)
 
     def rewrite(self, op: Builder, m: Match, facts: _Facts, /) -> Var:

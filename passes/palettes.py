@@ -110,6 +110,7 @@ def pack(indices: Array, bits: int) -> Array:
 
 
 def nearest_divisor(number: int, wanted: int) -> int:
-    """The divisor of ``number`` whose ratio to ``wanted`` is nearest to 1; the smaller one of two as near."""
+    """The divisor of ``number`` whose ratio to ``wanted`` is nearest to 1."""
     divisors = [each for each in range(1, number + 1) if number % each == 0]
-    return min(divisors, key=lambda each: (max(each / wanted, wanted / each), each))
+    # no two are as near: a * b = wanted² makes wanted itself a divisor
+    return min(divisors, key=lambda each: max(each / wanted, wanted / each))

@@ -17,7 +17,7 @@ from milopt.passes.compression import note_compressed, snr
 from milopt.passes.palettes import axis_of, nearest_divisor, put_in_place
 from milopt.passes.uses import CHANNEL_AXES, Axes, Layout, Weight, find_weights, layouts_of
 from milopt.pipeline import Pass
-from milopt.reports import NoMatch, Report, require
+from milopt.reports import NoMatch, Report, require, require_opset
 
 __all__ = ["Quantize", "quantize"]
 
@@ -87,8 +87,7 @@ class Quantize(Pass):
         channels, inputs = layouts_of(weight), layouts_of(weight, _INPUT_AXES)  # 2, 3
         uses = ", ".join(dict.fromkeys([*channels.values(), *inputs.values()]))
         require(len(channels) == len(inputs) == 1, "its uses have their channels on different axes: {}", uses)  # 2
-        opset = min(opset_of(place.op) for place in weight.places)
-        require(opset >= target.iOS18, "needs iOS18, the function is for {}", opset.name)  # 6
+        require_opset(min(opset_of(place.op) for place in weight.places), target.iOS18)  # 6
         wrong = array.size - int(np.count_nonzero(np.isfinite(array)))
         require(not wrong, "holds {} values that are not finite", wrong)  # 4
         along = next(iter(inputs))

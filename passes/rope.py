@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from milopt.pipeline import Pass
 from milopt.reports import Report, require
 from milopt.rules import Rule, apply
 
-__all__ = ["RopeTable", "TabulateWave"]
+__all__ = ["RopeTable", "TabulateWave", "positions_of"]
 
 CONTEXT_KEY = "milopt.context"
 # constraints L7b and L13: the longest axis of a Neural Engine, and the 16 bits it counts rows with
@@ -44,7 +44,7 @@ _MARGIN_DB = 10.0
 _FLOATS = {"fp16": np.float16, "fp32": np.float32}
 _MASKED = frozenset({"add", "select", "logical_and", "scaled_dot_product_attention"})
 
-Array = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, Any]
 
 
 @dataclass
@@ -75,12 +75,17 @@ class RopeTable(Pass):
 
     fp16 angles are wrong beyond position 2048, and already before where the inverse frequencies are rounded themselves
     (constraints L12). The tables, (context, D) each, are computed in float64 and rounded once to the type of the
-    cosines' users. ``context`` is the number of positions, from 0; without it, what the model's metadata says
+    cosines' users. Where fp16 has rounded the inverse frequencies, the table is that of the closed form which they have
+    (:func:`milopt.passes.frequencies.exact_frequencies`); where they have none, the angles are left alone, or with
+    ``approximate`` the table is made of the rounded ones, and a note says how far off the last angle may be.
+
+    ``context`` is the number of positions, from 0; without it, what the model's metadata says
     (``milopt.context``), or else the columns of the attention mask. Positions from there on have no row: what a gather
     makes of them is undefined, so the input's description names the limit.
     """
 
     context: int | None = None
+    approximate: bool = False
 
     name: ClassVar[str] = "rope-table"
     after: ClassVar[tuple[str, ...]] = ("canonicalize",)
@@ -93,10 +98,10 @@ class RopeTable(Pass):
     def run(self, model: Model) -> Report:
         report = Report(self.name)
         made = Made()
-        rows = self.context or _context_of(model)
+        rows = self.context or positions_of(model)
         misses = report.misses
         for form in ("cast", "scaled", "bare"):  # what follows a wave goes into the table: the longest form first
-            part = apply(TabulateWave(form, rows, made), model)
+            part = apply(TabulateWave(form, rows, made, self.approximate), model)
             # "bare" looks at every wave that is left; the other forms have nothing to add
             misses = [miss for miss in part.misses if miss.declined]
             report.extend(part)
@@ -108,7 +113,8 @@ class RopeTable(Pass):
         return report
 
 
-def _context_of(model: Model) -> int | None:
+def positions_of(model: Model) -> int | None:
+    """How many positions the model's metadata says there are. PassError where it says no number."""
     text = model.metadata.get(CONTEXT_KEY)
     if text is not None and not (text.isdecimal() and int(text)):
         raise PassError(f"rope-table: metadata {CONTEXT_KEY!r} is {text!r}, not a number of positions")
@@ -150,14 +156,16 @@ class TabulateWave(Rule[_Facts]):
 
     1. the angles are no function of one integer value, or are constant;
     2. the number of positions is unknown, or more than 65536;
-    3. the value has more than one axis beside those of the positions.
+    3. the value has more than one axis beside those of the positions;
+    4. fp16 has rounded the frequencies, and no closed form explains them; not with ``approximate``.
     """
 
     form: Literal["cast", "scaled", "bare"] = "bare"
     rows: int | None = None
     made: Made = field(default_factory=Made, compare=False)
+    approximate: bool = False
 
-    def pattern(self, op: Ops, /, angles: Value, s: Scalar) -> Any:
+    def pattern(self, op: Ops, /, angles: Value, s: Scalar | None) -> Any:
         wave = op.one_of("wave", cos=op.cos(x=angles), sin=op.sin(x=angles))
         if self.form == "bare":
             return wave
@@ -170,14 +178,14 @@ class TabulateWave(Rule[_Facts]):
         result: Var = m.root.outputs[0]
         kind = dtype_name(result)
         require(kind in _FLOATS, "it is cast to {}", kind, at=result)
-        positions = tabulate(result, 1).positions
+        positions = tabulate(result, 1, approximate=True).positions
         require(positions is not None, "its angles are constant", at=result)  # 1
         assert positions is not None
         rows = self.rows or _columns_of_mask(function_of(m.root), positions)
         require(rows is not None, "how many positions there are is unknown: give the option context", at=positions)  # 2
         assert rows is not None
         require(rows <= _MOST_ROWS, "a table of {} positions is too long, {} are possible", rows, _MOST_ROWS)  # 2
-        value = tabulate(result, rows)
+        value = tabulate(result, rows, approximate=self.approximate)  # 4
         features = [dim for dim in value.table.shape[1:] if dim != 1]
         require(len(features) == 1, "it has {} axes beside the positions'", len(features), at=result)  # 3
         return _Facts(value, positions, kind)

@@ -12,7 +12,7 @@ they come from. An op it does not know is a reason to stay away.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from milopt.mil import Operation, Var, arguments, constant, flat, is_output, shape_of
 from milopt.reports import require
 
-__all__ = ["Slots", "follow"]
+__all__ = ["Slots", "components", "follow"]
 
 # one value in, one value out, element by element
 # fmt: off
@@ -64,27 +64,54 @@ class Slots:
     hidden: bool = True
 
 
-def follow(sources: dict[Var, int], inputs: dict[str, Var], allowed: set[Var]) -> Slots:
+def follow(
+    sources: dict[Var, int], inputs: dict[str, Var], allowed: set[Var], ignored: Collection[Operation] = ()
+) -> Slots:
     """Follow cached tensors (value -> slot axis) through their function; raises NoMatch where the order matters.
 
     ``inputs`` are the function's inputs, among which masks may be found; ``allowed`` the outputs (the cached tensors
-    themselves) whose columns the caller answers for. In the result, ``keys`` and ``values`` tell K from V among
-    ``sources``, and ``hidden`` is false where some attention has no mask to hide slots not written yet.
+    themselves) whose columns the caller answers for, and so it does for ``ignored`` ops. In the result, ``keys`` and
+    ``values`` tell K from V among ``sources``, and ``hidden`` is false where some attention has no mask to hide slots
+    not written yet.
     """
     first = next(iter(sources))
     slots = Slots(size=shape_of(first)[sources[first]])
-    walk = _Walk(slots, {id(var): name for name, var in inputs.items()}, allowed)
+    walk = _Walk(slots, {id(var): name for name, var in inputs.items()}, allowed, ignored)
     for var, axis in sources.items():
         walk.mark(var, axis, origin=var)
     walk.run()
     return slots
 
 
+def components(slots: Slots) -> list[set[Var]]:
+    """The values that hold the slots, in sets that must hold them in one order: of attentions that share a mask or K.
+
+    The order of each set may be chosen by itself. They come in the order in which their values were found.
+    """
+    parent = {var: var for var in slots.axes}
+
+    def root(var: Var) -> Var:
+        while parent[var] is not var:
+            var = parent[var]
+        return var
+
+    for var in slots.axes:
+        for user in var.child_ops:
+            for other in (*(each for _, each in arguments(user)), *user.outputs):
+                if other in parent:
+                    parent[root(other)] = root(var)
+    found: dict[Var, set[Var]] = {}
+    for var in slots.axes:
+        found.setdefault(root(var), set()).add(var)
+    return list(found.values())
+
+
 class _Walk:
-    def __init__(self, slots: Slots, inputs: dict[int, str], allowed: set[Var]) -> None:
+    def __init__(self, slots: Slots, inputs: dict[int, str], allowed: set[Var], ignored: Collection[Operation]) -> None:
         self.slots = slots
         self.inputs = inputs
         self.allowed = allowed
+        self.ignored = ignored
         self.todo: list[Var] = []
         self.partners: list[tuple[Operation, Var, int]] = []
         self.origin: dict[Var, set[Var]] = {}
@@ -109,19 +136,21 @@ class _Walk:
             if self.todo:
                 var = self.todo.pop()
                 for user in dict.fromkeys(var.child_ops):
-                    self.step(var, user)
+                    if user not in self.ignored:
+                        self.step(var, user)
             else:  # only now is it known what else comes from the cache
                 self.partner(*self.partners.pop())
         for op, sides in self.contractions.items():
             needed = {"key", "value"} if op.op_type == "scaled_dot_product_attention" else {"x", "y"}
-            require(needed <= sides, "only its {} comes from the cache", " and ".join(sorted(sides)), at=op)
+            require(needed <= sides, "only its {} comes from the cache", *sides, at=op)
 
     def pass_on(self, source: Var, op: Operation, axis: int) -> None:
         origins = self.origin[source]
-        if not origins:
-            self.mark(op.outputs[0], axis)
-        for origin in list(origins):
-            self.mark(op.outputs[0], axis, origin)
+        for out in op.outputs:
+            if not origins:
+                self.mark(out, axis)
+            for origin in list(origins):
+                self.mark(out, axis, origin)
 
     def step(self, var: Var, op: Operation) -> None:
         axis = self.slots.axes[var]
@@ -142,7 +171,7 @@ class _Walk:
         out = op.outputs[0].rank - var.rank + axis
         for _, other in arguments(op):
             at = out - (op.outputs[0].rank - other.rank)
-            if other is var or at < 0 or shape_of(other)[at] == 1:
+            if at < 0 or shape_of(other)[at] == 1:
                 continue
             self.partners.append((op, other, at))
         self.pass_on(var, op, out)
@@ -170,6 +199,14 @@ class _Walk:
             self.mask(op.inputs["x"], axis)
         elif op.op_type in ("expand_dims", "squeeze", "transpose"):
             self.mask(op.x, _axis_before(op, axis))
+        elif op.op_type == "tile" and shape_of(op.x)[axis] == self.slots.size:
+            self.mask(op.x, axis)
+        elif op.op_type == "concat" and int(constant(op.axis)) % var.rank != axis:
+            for _, operand in arguments(op):
+                if operand.rank == var.rank:  # the others say how it is done
+                    self.mask(operand, axis)
+        elif op.op_type == "reshape" and (at := _kept_by_reshape(op.outputs[0], op.x, axis)) is not None:
+            self.mask(op.x, at)
         elif op.op_type in _BINARY:
             for _, operand in arguments(op):
                 at = axis - (var.rank - operand.rank)
@@ -224,27 +261,20 @@ class _Walk:
         self.pass_on(var, op, perm.index(axis))
 
     def expand_dims(self, var: Var, op: Operation, axis: int) -> None:
-        added = {int(each) % op.outputs[0].rank for each in flat_ints(constant(op.axes))}
-        self.pass_on(var, op, [at for at in range(op.outputs[0].rank) if at not in added][axis])
+        rank = op.outputs[0].rank
+        added = {each % rank for each in flat_ints(constant(op.axes))}
+        self.pass_on(var, op, [at for at in range(rank) if at not in added][axis])
 
     def squeeze(self, var: Var, op: Operation, axis: int) -> None:
-        axes = constant(op.inputs.get("axes"))
-        gone = (
-            {at for at, dim in enumerate(shape_of(var)) if dim == 1}
-            if axes is None
-            else {int(each) % var.rank for each in flat_ints(axes)}
-        )
+        gone = _squeezed(op)
         require(axis not in gone, "there is one slot", at=op)
         self.pass_on(var, op, axis - sum(each < axis for each in gone))
 
     def reshape(self, var: Var, op: Operation, axis: int) -> None:
-        before, after = shape_of(var), shape_of(op.outputs[0])
-        lead = prod(before[:axis])
-        for at, dim in enumerate(after):
-            if dim == before[axis] and prod(after[:at]) == lead:
-                self.pass_on(var, op, at)
-                return
-        require(False, "reshape mixes the slots with another axis", at=op)
+        at = _kept_by_reshape(var, op.outputs[0], axis)
+        require(at is not None, "reshape mixes the slots with another axis", at=op)
+        assert at is not None
+        self.pass_on(var, op, at)
 
     def tile(self, var: Var, op: Operation, axis: int) -> None:
         reps = constant(op.reps)
@@ -252,15 +282,39 @@ class _Walk:
         self.pass_on(var, op, axis)
 
     def slicing(self, var: Var, op: Operation, axis: int) -> None:
-        squeezed = constant(op.inputs.get("squeeze_mask"))
-        require(squeezed is None or not any(squeezed), "{} drops an axis", op.op_type, at=op)
-        whole = shape_of(op.outputs[0])[axis] == shape_of(var)[axis]
+        squeezed = flat_bools(constant(op.inputs.get("squeeze_mask")), var.rank)
+        require(not squeezed[axis], "it takes one of the slots", at=op)
+        at = axis - sum(squeezed[:axis])
+        whole = shape_of(op.outputs[0])[at] == shape_of(var)[axis]
         stride = constant(op.inputs.get("stride"))
         require(whole and (stride is None or int(stride[axis]) == 1), "it takes some of the slots", at=op)
+        self.pass_on(var, op, at)
+
+    def split(self, var: Var, op: Operation, axis: int) -> None:
+        require(int(constant(op.axis)) % var.rank != axis, "it takes some of the slots", at=op)
+        self.pass_on(var, op, axis)
+
+    def concat(self, var: Var, op: Operation, axis: int) -> None:
+        """Behind one another along another axis; each must hold the same slots."""
+        require(int(constant(op.axis)) % var.rank != axis, "concat puts other columns beside the slots", at=op)
+        for _, other in arguments(op):
+            if other.rank == var.rank:
+                self.partners.append((op, other, axis))
         self.pass_on(var, op, axis)
 
     def metadata(self, var: Var, op: Operation, axis: int) -> None:
         """The shape is the same in every order."""
+
+
+def _kept_by_reshape(before: Var, after: Var, axis: int) -> int | None:
+    """Which axis of ``after`` is ``axis`` of ``before``, where a reshape leaves that axis whole and in its place."""
+    old, new = shape_of(before), shape_of(after)
+    lead = prod(old[:axis])
+    return next((at for at, dim in enumerate(new) if dim == old[axis] and prod(new[:at]) == lead), None)
+
+
+def flat_bools(mask: Any, rank: int) -> list[bool]:
+    return [False] * rank if mask is None else [bool(each) for each in mask]
 
 
 def flat_ints(axes: Any) -> list[int]:
@@ -281,9 +335,16 @@ def _axis_before(op: Operation, axis: int) -> int:
         added = {each % rank for each in flat_ints(constant(op.axes))}
         require(axis not in added, "an added axis meets the slots", at=op)
         return axis - sum(each < axis for each in added)
-    source: Var = op.x
-    gone = {each % source.rank for each in flat_ints(constant(op.axes))}
-    return [at for at in range(source.rank) if at not in gone][axis]
+    gone = _squeezed(op)
+    return [at for at in range(op.x.rank) if at not in gone][axis]
+
+
+def _squeezed(op: Operation) -> set[int]:
+    """Which axes of its operand a squeeze takes away."""
+    axes = constant(op.inputs.get("axes"))
+    if axes is None:
+        return {at for at, dim in enumerate(shape_of(op.x)) if dim == 1}
+    return {each % op.x.rank for each in flat_ints(axes)}
 
 
 _HANDLERS: dict[str, Callable[[_Walk, Var, Operation, int], None]] = {
@@ -296,5 +357,7 @@ _HANDLERS: dict[str, Callable[[_Walk, Var, Operation, int], None]] = {
     "reshape": _Walk.reshape,
     "tile": _Walk.tile,
     "slice_by_index": _Walk.slicing,
+    "split": _Walk.split,
+    "concat": _Walk.concat,
     "shape": _Walk.metadata,
 }

@@ -7,9 +7,18 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
-
-from milopt.mil import Operation, Var, arguments, constant, is_output, operations, shape_of, weight_key
+from milopt.mil import (
+    Operation,
+    Var,
+    arguments,
+    constant,
+    dtype_name,
+    is_output,
+    operations,
+    shape_of,
+    types,
+    weight_key,
+)
 from milopt.package import Model
 from milopt.reports import require
 
@@ -66,11 +75,16 @@ def find_weights(model: Model) -> list[Weight]:
     """
     found: dict[Any, Weight] = {}
     for name, function in model.functions.items():
-        for op in operations(function):
-            array: Array = constant(op.outputs[0]) if op.op_type == "const" else None
-            if getattr(array, "dtype", None) in (np.float16, np.float32) and array.ndim:
-                found.setdefault(weight_key(array), Weight(array)).places.append(Place(name, op))
+        for op in filter(_is_float_tensor, operations(function)):
+            array: Array = constant(op.outputs[0])
+            found.setdefault(weight_key(array), Weight(array)).places.append(Place(name, op))
     return [each for each in found.values() if any((op.op_type, name) in CHANNEL_AXES for _, name, op in each.users())]
+
+
+def _is_float_tensor(op: Operation) -> bool:
+    """Asked before the constant is: elements of less than a byte would be unpacked for nothing."""
+    kind = op.outputs[0].sym_type if op.op_type == "const" else None
+    return bool(types.is_tensor(kind)) and dtype_name(op.outputs[0]) in ("fp16", "fp32")
 
 
 def consumers(var: Var) -> Iterator[tuple[str, Operation]]:

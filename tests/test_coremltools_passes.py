@@ -16,6 +16,7 @@ from milopt.coremltools_passes import register
 from milopt.errors import PassError
 from milopt.mil import Program, operations
 from milopt.registry import names
+from tests.cli.support import WrongPass
 
 
 class Attention(torch.nn.Module):
@@ -111,3 +112,42 @@ def test_wrong_texts_are_told_before_the_conversion() -> None:
         milopt.coremltools_pipeline("fuse-sdp")
     with pytest.raises(PassError, match="palettize is there twice with different options"):
         milopt.coremltools_pipeline("palettize{bits=4},palettize{bits=8}")
+
+
+def test_options_of_other_types_than_text(traced: Any) -> None:
+    register()
+    converter: Any = ct
+    pipeline = converter.PassPipeline(["milopt::palettize"], "mine")
+    pipeline.set_options("milopt::palettize", {"bits": 8, "min_elements": 1, "embedding": True})
+    assert kinds(converted(traced, pipeline))["constexpr_lut_to_dense"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"bit": "4"}, "palettize has no option 'bit'"),
+        ({"bits": "5"}, "palettize: bits is one of"),
+        ({"group_size": 0}, "palettize: group_size must be at least 1, not 0"),
+    ],
+)
+def test_wrong_options_stop_the_conversion(options: dict[str, Any], told: str, traced: Any) -> None:
+    register()
+    converter: Any = ct
+    pipeline = converter.PassPipeline(["milopt::palettize"], "mine")
+    pipeline.set_options("milopt::palettize", options)
+    with pytest.raises(PassError, match=told):
+        converted(traced, pipeline)
+
+
+def test_steps_of_coremltools_become_its_own_passes_again() -> None:
+    spec = "ct:common::const_elimination{skip_const_by_size=1e6},fuse-sdpa,ct:common::fuse_gelu_exact"
+    made = milopt.coremltools_pipeline(spec)
+    assert made.passes[-3:] == ["common::const_elimination", "milopt::fuse-sdpa", "common::fuse_gelu_exact"]
+    (option,) = made.get_options("common::const_elimination")
+    assert (option.option_name, option.option_val) == ("skip_const_by_size", 1e6)
+    assert not made.get_options("common::fuse_gelu_exact")
+
+
+def test_a_pass_that_has_no_name_for_others() -> None:
+    with pytest.raises(PassError, match="wrong has no name that coremltools could call it by"):
+        milopt.coremltools_pipeline(milopt.Pipeline((WrongPass(),)))

@@ -12,6 +12,7 @@ from milopt.errors import MiloptError, PassError, VerificationError
 from milopt.metrics import Lossy, Metric
 from milopt.package import Model
 from milopt.pipeline import DEFAULT, Pass, Pipeline
+from milopt.registry import names, pass_class
 from milopt.reports import Report
 from tests.cli.support import WrongPass
 from tests.verify.decoders import Decoder
@@ -70,7 +71,12 @@ def test_passes_run_in_order_and_callbacks_are_told(model: Model) -> None:
 
 @pytest.mark.parametrize(
     ("verify", "subjects"),
-    [("each", ["fuse-sdpa", "linear-to-conv"]), ("stage", ["fuse-sdpa, linear-to-conv"]), (None, [])],
+    [
+        ("each", ["fuse-sdpa", "linear-to-conv"]),
+        ("stage", ["fuse-sdpa, linear-to-conv"]),
+        ("end", ["fuse-sdpa, linear-to-conv"]),
+        (None, []),
+    ],
 )
 def test_what_is_compared(verify: str | None, subjects: list[str], model: Model) -> None:
     report = Pipeline.parse(PASSES).run(model, verify=verify)
@@ -78,11 +84,16 @@ def test_what_is_compared(verify: str | None, subjects: list[str], model: Model)
     assert all(report.verdicts)
 
 
-@pytest.mark.parametrize("verify", ["each", "stage"])
+@pytest.mark.parametrize("verify", ["each", "stage", "end"])
 def test_a_wrong_pass_is_told_with_its_name(verify: str, model: Model) -> None:
     with pytest.raises(VerificationError, match="wrong") as error:
         Pipeline((WrongPass(), *Pipeline.parse("fuse-sdpa").passes)).run(model, verify=verify)
     assert not error.value.verdict
+    report = error.value.report
+    assert isinstance(report, Report)
+    assert [part.name for part in report.parts] == ["wrong", "fuse-sdpa"][: 1 if verify == "each" else 2]
+    assert report.verdicts == [error.value.verdict]
+    assert report.seconds > 0
     # the fusion, judged together with it, leaves no trace of the scaled scores
     assert ("first value that differs: scaled_0" in str(error.value)) == (verify == "each")
 
@@ -99,9 +110,54 @@ def test_a_lossy_pass_is_compared_by_its_own_metric(model: Model) -> None:
     assert "at least 5 dB" in lossy
 
 
+def test_at_the_end_the_weakest_metric_judges_all(model: Model) -> None:
+    # the exact pass comes last: what is compared is still the whole, in declared precision
+    pipeline = Pipeline((WrongOnPurpose(), *Pipeline.parse("fuse-sdpa,linear-to-conv").passes))
+    (verdict,) = pipeline.run(model, verify="end").verdicts
+    assert verdict.subject == "wrong, fuse-sdpa, linear-to-conv"
+    assert verdict.metric == WrongOnPurpose.metric
+    assert verdict.snr_db is not None
+    assert verdict.snr_db < 60  # the wrong factor is seen, not excused
+
+
+@dataclass(frozen=True)
+class First(WrongPass):
+    """A pass that says what it comes ahead of."""
+
+    name: ClassVar[str] = "first"
+    before: ClassVar[tuple[str, ...]] = ("fuse-sdpa", "not-here")
+
+
+def test_constraints_are_data() -> None:
+    fuse, convolve = Pipeline.parse("fuse-sdpa,linear-to-conv").passes
+    assert Pipeline((First(), fuse, convolve)).constraints() == (
+        ("first", "fuse-sdpa", "first"),
+        ("fuse-sdpa", "linear-to-conv", "linear-to-conv"),
+    )
+    Pipeline((First(), fuse, First()))  # there is one before it
+    with pytest.raises(PassError, match=r"^first must come before fuse-sdpa$"):
+        Pipeline((fuse, First()))
+
+
+def test_the_constraints_of_all_passes_can_be_kept() -> None:
+    passes = [pass_class(name)() for name in names()]
+    placed: list[Pass] = []
+    while passes:
+        left = {each.name for each in passes}
+        free = [
+            each
+            for each in passes
+            if not left & set(each.after) and not any(each.name in other.before for other in passes)
+        ]
+        assert free, f"the order constraints of {', '.join(sorted(left))} form a circle"
+        placed.append(free[0])
+        passes.remove(free[0])
+    assert len(Pipeline(tuple(placed)).passes) == len(names())
+
+
 def test_an_unknown_mode(model: Model) -> None:
-    with pytest.raises(MiloptError, match="verify is 'each', 'stage' or None, not 'end'"):
-        Pipeline.parse("fuse-sdpa").run(model, verify="end")
+    with pytest.raises(MiloptError, match="verify is 'each', 'stage', 'end' or None, not 'last'"):
+        Pipeline.parse("fuse-sdpa").run(model, verify="last")
 
 
 def test_a_pipeline_of_nothing_changes_nothing(model: Model) -> None:

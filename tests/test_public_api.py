@@ -16,9 +16,12 @@ import milopt
 
 _PUBLIC = (
     "milopt",
+    "milopt.bisecting",
     "milopt.difference",
+    "milopt.explaining",
     "milopt.huggingface",
     "milopt.testing",
+    "milopt.inspection",
     "milopt.interpreter",
     "milopt.observation",
     "milopt.verify",

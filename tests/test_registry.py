@@ -74,16 +74,37 @@ def test_passes_of_other_packages(installed: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("points", "name"),
+    ("points", "told"),
     [
-        ([("fuse-sdpa", "a:B")], "fuse-sdpa"),
-        ([("mine", "a:B"), ("mine", "c:D")], "mine"),
+        ([("fuse-sdpa", "a:B")], "two packages offer a pass named 'fuse-sdpa': milopt and a:B"),
+        ([("mine", "a:B"), ("mine", "c:D")], "two packages offer a pass named 'mine': a:B and c:D"),
+        ([("my pass", "a:B")], "a:B offers a pass named 'my pass', which a pipeline's text can't say"),
+        ([("ct:mine", "a:B")], "a:B offers a pass named 'ct:mine', which a pipeline's text can't say"),
     ],
 )
-def test_a_clash_of_names_is_an_error(points: list[tuple[str, str]], name: str, installed: Any) -> None:
+def test_names_that_clash_or_can_not_be_said(points: list[tuple[str, str]], told: str, installed: Any) -> None:
     installed(*points)
-    with pytest.raises(PassError, match=f"two packages offer a pass named '{name}'; the second is {points[-1][1]}"):
+    with pytest.raises(PassError) as error:
         names()
+    assert str(error.value) == told
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("mine", "nowhere:Mine", "the pass 'mine' can't be imported from nowhere:Mine: ModuleNotFoundError: "),
+        ("mine", "tests.cli.support:absent", "the pass 'mine' can't be imported from tests.cli.support:absent: Attr"),
+        ("mine", "tests.cli.support:WORDS", "tests.cli.support:WORDS, offered as the pass 'mine', is no subclass of"),
+        ("mine", "tests.cli.support:Rescale", "tests.cli.support:Rescale, offered as the pass 'mine', is no subclass"),
+        ("mine", "tests.cli.support:WrongPass", "tests.cli.support:WrongPass is offered as the pass 'mine', but calls"),
+    ],
+)
+def test_an_entry_point_that_is_no_pass(name: str, value: str, told: str, installed: Any) -> None:
+    installed((name, value))
+    with pytest.raises(PassError) as error:
+        create(name)
+    assert str(error.value).startswith(told)
+    assert "\n" not in str(error.value)
 
 
 def test_nothing_is_imported_before_it_is_asked_for() -> None:

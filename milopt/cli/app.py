@@ -11,8 +11,10 @@ import milopt
 from milopt.cli.convert import convert
 from milopt.cli.demo import demo
 from milopt.cli.diff import diff
+from milopt.cli.explain import explain
 from milopt.cli.generate import generate
 from milopt.cli.inspect import inspect
+from milopt.cli.lint_numerics import lint_numerics
 from milopt.cli.optimize import optimize
 from milopt.cli.passes import passes
 from milopt.cli.run import run
@@ -20,7 +22,7 @@ from milopt.cli.verify import verify
 
 __all__ = ["command"]
 
-_COMMANDS = (convert, optimize, verify, run, inspect, diff, passes, generate, demo)
+_COMMANDS = (convert, optimize, verify, run, inspect, diff, explain, lint_numerics, passes, generate, demo)
 
 
 def _version(wanted: bool) -> None:

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from milopt.cli.options import Debug, Force, Output, Passes, Verbose, Verify, VerifyOption, check_output
+from milopt.cli.options import (
+    AttentionOption,
+    Debug,
+    Force,
+    Output,
+    Passes,
+    Verbose,
+    Verify,
+    VerifyOption,
+    check_output,
+)
 
 if TYPE_CHECKING:
     from milopt.pipeline import Pipeline
 
-__all__ = ["Precision", "convert"]
+__all__ = ["Logits", "Precision", "Route", "convert"]
 
 
 class Precision(str, Enum):
@@ -22,14 +32,30 @@ class Precision(str, Enum):
     float32 = "float32"
     float16 = "float16"
     int4 = "int4"
+    int8 = "int8"
     lut4 = "lut4"
     lut6 = "lut6"
     lut8 = "lut8"
 
 
+class Route(str, Enum):
+    """How the model's code is read: by torch.jit.trace or by torch.export."""
+
+    trace = "trace"
+    export = "export"
+
+
+class Logits(str, Enum):
+    """Of which tokens logits come out: of all that are fed, or of the last."""
+
+    all = "all"
+    last = "last"
+
+
 # A block of 32 is what Apple's own "On Device Llama 3.1 with Core ML" uses for int4.
 _COMPRESSION = {
     Precision.int4: "quantize{dtype=int4,block_size=32}",
+    Precision.int8: "quantize{dtype=int8,block_size=32}",
     Precision.lut4: "palettize{bits=4}",
     Precision.lut6: "palettize{bits=6}",
     Precision.lut8: "palettize{bits=8}",
@@ -37,19 +63,34 @@ _COMPRESSION = {
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with safetensors, or one .gguf file.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="A folder with safetensors, a .gguf file, or the name of a model in Hugging Face's cache.",
+        ),
+    ],
     destination: Output,
     context: Annotated[int, typer.Option("--context", "--max-seq-len", min=2, help="Tokens the model can see.")] = 512,
     query_lengths: Annotated[
-        str, typer.Option(metavar="LIST", help="Tokens fed at once; every number becomes a function.")
-    ] = "1,64",
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Tokens fed at once, 1,64 by default (an encoder: the context); every number becomes a function. "
+            "'flexible': one function for any number.",
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=2, help="The prefill block: the same as --query-lengths 1,N.")
     ] = None,
+    sequences: Annotated[int, typer.Option("--sequences", min=1, help="Independent sequences fed at once.")] = 1,
+    logits: Annotated[Logits, typer.Option(help="Logits of all tokens fed, or of the last.")] = Logits.all,
+    route: Annotated[Route, typer.Option(help="How the model's code is read.")] = Route.trace,
     precision: Annotated[
         Precision | None, typer.Option(help="How weights are stored; the default is the default pipeline's.")
     ] = None,
     passes: Passes = None,
+    attention: AttentionOption = None,
     no_passes: Annotated[
         bool, typer.Option("--no-passes", help="Only convert: past and present as inputs/outputs.")
     ] = False,
@@ -60,18 +101,25 @@ def convert(
 ) -> None:
     """Convert a Hugging Face model, optimize it, compare it with what it was, and save it.
 
-    The tokenizer travels in the package, so that `milopt generate` needs nothing else. Nothing is downloaded.
+    Causal language models, and encoders of text or images. The tokenizer travels in the package, so that
+    `milopt generate` needs nothing else. Nothing is downloaded.
 
     Examples:
 
     * milopt convert SmolLM2-135M-Instruct/ -o smollm2.mlpackage --context 2048
 
     * milopt convert model.gguf -o model.mlpackage --precision lut4 --batch-size 128
+
+    * milopt convert all-MiniLM-L6-v2/ -o minilm.mlpackage --max-seq-len 128 --precision float16
     """
     del debug
     check_output(destination, force=force)
-    lengths = _lengths(query_lengths) if batch_size is None else (1, batch_size)
+    lengths = _lengths(query_lengths, batch_size)
     pipeline = _pipeline(passes, no_passes, precision)
+    if attention is not None:
+        from milopt.passes.attention_policy import with_attention
+
+        pipeline = with_attention(pipeline, attention.value)
     from milopt.cli.console import steps
     from milopt.cli.work import optimize_and_save
     from milopt.huggingface import convert as convert_model
@@ -82,18 +130,29 @@ def convert(
             context=context,
             query_lengths=lengths,
             dtype="float32" if precision is Precision.float32 else "float16",
+            batch=sequences,
+            route=route.value,
+            logits=logits.value,
             progress=tell,
         )
     optimize_and_save(model, pipeline, destination, verify=verify, force=force, verbose=verbose)
 
 
-def _lengths(text: str) -> tuple[int, ...]:
+def _lengths(text: str | None, block: int | None) -> tuple[int, ...] | Literal["flexible"] | None:
     from milopt.errors import MiloptError
 
+    if block is not None:
+        if text is not None:
+            raise MiloptError("--query-lengths and --batch-size exclude each other")
+        return (1, block)
+    if text is None:
+        return None
+    if text == "flexible":
+        return "flexible"
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise MiloptError(f"--query-lengths is a list like 1,64, not {text!r}") from None
+        raise MiloptError(f"--query-lengths is a list like 1,64, or 'flexible', not {text!r}") from None
 
 
 def _pipeline(passes: str | None, no_passes: bool, precision: Precision | None) -> Pipeline:

@@ -12,7 +12,24 @@ import typer
 from milopt.cli.console import Settings
 from milopt.errors import MiloptError
 
-__all__ = ["Debug", "Force", "Output", "Passes", "Verbose", "Verify", "VerifyOption", "check_output"]
+__all__ = [
+    "Attention",
+    "AttentionOption",
+    "Bisect",
+    "Debug",
+    "DeploymentTarget",
+    "DumpDir",
+    "Force",
+    "Functions",
+    "Json",
+    "Output",
+    "Passes",
+    "PrintAfter",
+    "Verbose",
+    "Verify",
+    "VerifyOption",
+    "check_output",
+]
 
 
 class Verify(str, Enum):
@@ -20,7 +37,16 @@ class Verify(str, Enum):
 
     each = "each"
     stage = "stage"
+    end = "end"
     none = "none"
+
+
+class Attention(str, Enum):
+    """What attention becomes: the fused op, einsums head by head, or what it is."""
+
+    fused = "fused"
+    split_einsum = "split-einsum"
+    keep = "keep"
 
 
 def _set_debug(context: typer.Context, value: bool) -> bool:
@@ -39,8 +65,52 @@ Passes = Annotated[
     str | None,
     typer.Option("--passes", metavar="SPEC", help="The passes to run, e.g. 'fuse-sdpa,palettize{bits=6}'."),
 ]
+Functions = Annotated[
+    list[str] | None,
+    typer.Option("--function", metavar="NAME", help="The function to rewrite; may be repeated. [default: all]"),
+]
+DeploymentTarget = Annotated[
+    str | None,
+    typer.Option(
+        "--minimum-deployment-target",
+        metavar="TARGET",
+        help="Upgrade the model to a newer system before the passes, e.g. iOS18 or macOS15 (coremltools' names).",
+    ),
+]
 VerifyOption = Annotated[
-    Verify, typer.Option("--verify", help="Compare before and after: each pass, stages of equal metric, or not at all.")
+    Verify,
+    typer.Option(
+        "--verify", help="Compare before and after: each pass, stages of equal metric, all at the end, or not at all."
+    ),
+]
+AttentionOption = Annotated[
+    Attention | None,
+    typer.Option(
+        "--attention",
+        help="What attention becomes, whatever the passes say: the op of iOS18, einsums head by head (for the Neural "
+        "Engine), or what it is.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Everything, as JSON on stdout, instead of the tables.")]
+PrintAfter = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--print-after", metavar="PASS", help="Print the program's text after this pass, or 'all'; may be repeated."
+    ),
+]
+DumpDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--dump-dir", metavar="DIR", help="Write the program's text before and after each pass: DIR/00-input.mil, ..."
+    ),
+]
+Bisect = Annotated[
+    bool,
+    typer.Option(
+        "--bisect",
+        help="When equality breaks, find the pass and the rewrite that do it, and write a small program that shows it "
+        "to OUT's name with .bisect.",
+    ),
 ]
 
 

@@ -50,11 +50,20 @@ def print_census(console: Console, before: Census, after: Census, *, everything:
 
 
 def print_passes(console: Console, report: Report, *, reasons: bool = False) -> None:
-    """What each pass did, and with ``reasons`` the nearest places it left alone."""
+    """What each pass did, and with ``reasons`` what each of its rules did, and the nearest places left alone."""
     parts = report.parts or [report]
     rows = [(part.name, part.applied, part.missed, f"{part.seconds:.1f}") for part in parts]
     console.print(table("Passes", "pass", ">applied", ">missed", ">seconds", rows=rows))
+    if reasons and any(part.rules for part in parts):
+        stats = [
+            (part.name, rule, each.tried, each.matched, each.applied, f"{each.seconds:.2f}")
+            for part in parts
+            for rule, each in part.rules.items()
+        ]
+        console.print(table("Rules", "pass", "rule", ">tried", ">matched", ">applied", ">seconds", rows=stats))
     for part in parts:
+        for line in part.too_old():
+            console.print(Text(line))
         for note in part.notes:
             console.print(Text(f"{part.name}: {note}"))
         for miss in part.nearest(5) if reasons else ():

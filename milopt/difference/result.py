@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from milopt.difference.excerpts import excerpts, one_line
+
 __all__ = ["SECTIONS", "WEAK", "Change", "Difference"]
 
 # Every kind of difference, in the order in which they are told, and what it is about.
@@ -48,7 +50,7 @@ class Change:
 
     def __str__(self) -> str:
         if self.kind == "changed":
-            return f"{self.what}: {_short(self.before)} -> {_short(self.after)}"
+            return f"{self.what}: {' -> '.join(excerpts(self.before, self.after, _LONGEST))}"
         text = self.before if self.kind == "removed" else self.after
         return f"{self.kind} {self.what}{': ' if text else ''}{_short(text)}"
 
@@ -121,5 +123,5 @@ class Difference:
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split()) if "\n" in text else text
+    line = one_line(text)
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."

@@ -63,7 +63,7 @@ def tensor_of(value: Any, dtype: str, shape: tuple[int, ...], place: tuple[str, 
     """The tensor of a value as a package's reader gives it: an array, or a box of packed elements."""
     if isinstance(value, Packed):
         assert value.piece is not None
-        return Tensor(dtype, shape, value.piece.bytes(), place)
+        return Tensor(dtype, shape, value.piece.view(), place)
     element = element_named(dtype)
     row: Any = np.ascontiguousarray(value)
     flat: Any = row.reshape(-1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from milopt.huggingface.conversion import baseline, convert
 from milopt.huggingface.errors import ConversionError, SelfCheckError, TokenizerError
-from milopt.huggingface.interface import MASK_VALUE, Interface, causal_mask
+from milopt.huggingface.interface import MASK_VALUE, Interface, Masks, causal_mask
 from milopt.huggingface.lowering import lower
 from milopt.huggingface.streaming import TextStream
 from milopt.huggingface.tokenizer import Tokenizer
@@ -19,6 +19,7 @@ __all__ = [
     "MASK_VALUE",
     "ConversionError",
     "Interface",
+    "Masks",
     "SelfCheckError",
     "TextStream",
     "Tokenizer",

@@ -12,10 +12,14 @@ class ConversionError(MiloptError):
 
 
 class SelfCheckError(ConversionError):
-    """What was traced does not compute what the unmodified model computes; ``difference`` is the largest seen."""
+    """What was made of a model does not compute what the unmodified model computes.
 
-    def __init__(self, message: str, difference: float) -> None:
+    ``difference`` is the largest seen, ``module`` the module in which it begins, where that could be found.
+    """
+
+    def __init__(self, message: str, difference: float, module: str | None = None) -> None:
         self.difference = difference
+        self.module = module
         super().__init__(message)
 
 

@@ -10,8 +10,10 @@ import coremltools as ct
 import numpy as np
 
 from milopt import package
+from milopt.errors import MiloptError
 from milopt.huggingface.errors import ConversionError
-from milopt.huggingface.quiet import coremltools_repaired
+from milopt.huggingface.features import Shape, Signature, Sizes
+from milopt.huggingface.repairs import coremltools_repaired
 from milopt.huggingface.tracing import Traced
 from milopt.mil import Block, Operation, arguments
 from milopt.package import Model
@@ -22,16 +24,6 @@ Precision: TypeAlias = Literal["float16", "default-float16", "float32"]
 
 # Token ids are never negative, and ids of a large vocabulary don't fit int16: both passes only add ops.
 _NOT_WANTED = {"common::guard_negative_gather_indices", "common::add_int16_cast"}
-_DESCRIPTIONS = {
-    "input_ids": "token ids of the new tokens",
-    "position_ids": "position of every new token, counted from 0",
-    "causal_mask": "added to the attention scores: 0 where a query may look, -1e4 elsewhere; columns are [past | new]",
-    "logits": "scores of the next token after every new token",
-    "past_key": "keys of the past, newest last",
-    "past_value": "values of the past, newest last",
-    "present_key": "past_key with the new tokens' keys behind it",
-    "present_value": "past_value with the new tokens' values behind it",
-}
 
 
 def lower(traced: Traced, precision: Precision = "float16") -> Model:
@@ -41,31 +33,60 @@ def lower(traced: Traced, precision: Precision = "float16") -> Model:
     fp16 they are off by 0.19 rad at position 2048, and milopt's ``rope-table`` needs them exact). Norms are fp16 and
     want ``fp16-safe-norm``. ``default-float16``: what coremltools does by itself, with the same inputs and outputs.
     ``float32``: nothing is rounded.
+
+    On the way, when nothing is rounded yet, the program runs in milopt's interpreter on the samples of the trace:
+    :class:`~milopt.huggingface.errors.SelfCheckError` when it differs, with the module in which that begins.
+    :class:`~milopt.huggingface.errors.ConversionError` names the op and the module that can't be converted.
     """
     if precision not in ("float16", "default-float16", "float32"):
         raise ConversionError(f"unknown precision {precision!r}: float16, default-float16 or float32")
+    from milopt.huggingface.observing import observed
+
     floats = np.float32 if precision == "float32" else np.float16
-    pipeline = ct.PassPipeline.DEFAULT
+    pipeline = ct.PassPipeline(list(ct.PassPipeline.DEFAULT.passes), "milopt")
     if precision != "default-float16":
         pipeline.remove_passes(_NOT_WANTED)
+    signature, sizes = traced.interface, dict[str, Any]()
     # By itself coremltools keeps its package until the process ends; loaded weights outlive their file.
-    with coremltools_repaired(), TemporaryDirectory(prefix="milopt-") as folder:
-        converted = ct.convert(
-            traced.module,
-            inputs=[
-                ct.TensorType(name, shape, dtype=np.int32 if name.endswith("_ids") else floats)
-                for name, shape in traced.interface.inputs.items()
-            ],
-            outputs=[ct.TensorType(name, dtype=floats) for name in traced.interface.outputs],
-            convert_to="mlprogram",
-            minimum_deployment_target=ct.target.iOS18,
-            compute_precision=_compute_precision(precision),
-            pass_pipeline=pipeline,
-            skip_model_load=True,
-            package_dir=f"{folder}/main.mlpackage",
-        )
-        _describe(converted)
+    with coremltools_repaired(), TemporaryDirectory(prefix="milopt-") as folder, observed(traced, pipeline):
+        try:
+            converted = ct.convert(
+                traced.module,
+                inputs=[
+                    ct.TensorType(name, _sized(each.shape, sizes), dtype=np.int32 if each.integer else floats)
+                    for name, each in signature.inputs.items()
+                ],
+                outputs=[ct.TensorType(name, dtype=floats) for name in signature.outputs],
+                convert_to="mlprogram",
+                minimum_deployment_target=ct.target.iOS18,
+                compute_precision=_compute_precision(precision),
+                pass_pipeline=pipeline,
+                skip_model_load=True,
+                package_dir=f"{folder}/main.mlpackage",
+            )
+        except MiloptError:
+            raise
+        except Exception as problem:  # coremltools raises what its converters happen to meet
+            reason = next(iter(str(problem).strip().splitlines()), "")
+            raise ConversionError(
+                f"coremltools can't convert {type(traced.wrapper.model).__name__}: {type(problem).__name__}: {reason}"
+            ) from problem
+        _describe(converted, signature)
         return package.load(converted)
+
+
+def _sized(shape: Shape, sizes: dict[str, Any]) -> Any:
+    """A shape as coremltools takes it. Inputs of one flexible size share one object, which makes it one symbol."""
+    if all(isinstance(size, int) for size in shape):
+        return shape
+    return ct.Shape(tuple(size if isinstance(size, int) else _range(size, sizes) for size in shape))
+
+
+def _range(size: Sizes, sizes: dict[str, Any]) -> Any:
+    if size.name not in sizes:
+        # a symbol's own name would be global to the process, and taken at the second conversion
+        sizes[size.name] = ct.RangeDim(size.lower, size.upper, default=size.usual)
+    return sizes[size.name]
 
 
 def _compute_precision(precision: Precision) -> Any:
@@ -102,8 +123,8 @@ def _producers(ops: Iterable[Operation]) -> set[Operation]:
     return found
 
 
-def _describe(converted: Any) -> None:
+def _describe(converted: Any, signature: Signature) -> None:
+    features = {**signature.inputs, **signature.outputs}
     for descriptions in (converted.input_description, converted.output_description):
         for name in descriptions:
-            kind = name if name in _DESCRIPTIONS else name.rsplit("_", 1)[0]
-            descriptions[name] = _DESCRIPTIONS[kind]
+            descriptions[name] = features[name].text

@@ -1,4 +1,4 @@
-"""coremltools and transformers, kept quiet and repaired for the length of a conversion.
+"""coremltools, torch and transformers, kept quiet for the length of a conversion.
 
 The patches below are module attributes of coremltools, transformers and gguf: one conversion holds them at a time (a
 lock), other threads that use these libraries meanwhile see the patched ones, and everything is put back at the end.
@@ -18,58 +18,64 @@ from typing import Any, TypeVar
 
 from milopt.huggingface.extras import extra
 
-__all__ = ["coremltools_repaired", "gguf_read_once", "tracing_quietly", "transformers_quiet"]
+__all__ = [
+    "PATCHING",
+    "coremltools_quiet",
+    "exporting_quietly",
+    "gguf_read_once",
+    "replaced",
+    "tracing_quietly",
+    "transformers_quiet",
+]
 
 _Item = TypeVar("_Item")
-_LOCK = threading.RLock()
+PATCHING = threading.RLock()
+"""Held by whoever has changed another library."""
 _EXPECTED = (
     # A wrapper has to return a tuple (torch can't trace transformers' output classes), and milopt names every output.
     "Tuple detected at graph output. This will be flattened in the converted model.",
     # The padding token matters to training only: its row of the embedding is looked up as any other.
     "Core ML embedding (gather) layer does not support any inputs besides the weights and indices.",
+    # MIL's integers are of 32 bits; those of exported programs are of 64, as torch's are by default.
+    "Saving value type of int64 into a builtin type of int32, might lose precision!",
+    # milopt's own error says the same, with the reason.
+    "\n\nERROR - ",
 )
 
 
 @contextmanager
-def coremltools_repaired() -> Generator[None]:
-    """coremltools without progress bars and with an ``aten::Int`` that numpy >= 2.4 accepts."""
+def coremltools_quiet() -> Generator[None]:
+    """coremltools without progress bars and without what it says of every model that milopt converts."""
     ops = importlib.import_module("coremltools.converters.mil.frontend.torch.ops")
     passes = importlib.import_module("coremltools.converters.mil.mil.passes.pass_pipeline")
     logger = logging.getLogger("coremltools")
-    with _LOCK, ExitStack() as patches:
+    with PATCHING, ExitStack() as patches:
         patches.enter_context(warnings.catch_warnings())
         _ignore_retirement()
         # one of coremltools' passes compares the ranges of casts by casting fp32's largest number to fp16
         warnings.filterwarnings("ignore", message="overflow encountered in cast", module=r"coremltools\.")
-        patches.enter_context(_replaced(ops, "_cast", _scalar_cast(ops, ops._cast)))
-        patches.enter_context(_replaced(ops, "_tqdm", _without_bar))
-        patches.enter_context(_replaced(passes, "tqdm", _without_bar))
+        # its reader of exported programs asks its registry in a way that it has retired itself
+        warnings.filterwarnings("ignore", message="Function _TORCH_OPS_REGISTRY", category=DeprecationWarning)
+        patches.enter_context(replaced(ops, "_tqdm", _without_bar))
+        patches.enter_context(replaced(passes, "tqdm", _without_bar))
         logger.addFilter(_is_news)
         patches.callback(logger.removeFilter, _is_news)
         yield
 
 
 @contextmanager
-def _replaced(module: Any, name: str, value: object) -> Generator[None]:
-    original = getattr(module, name)
+def replaced(module: Any, name: str, value: object) -> Generator[None]:
+    """``module.name`` is ``value`` for as long as this lasts, also where the module has no such name."""
+    absent = object()
+    original = getattr(module, name, absent)
     setattr(module, name, value)
     try:
         yield
     finally:
-        setattr(module, name, original)
-
-
-def _scalar_cast(ops: Any, original: Any) -> Any:
-    """``ops._cast``, which calls ``int`` on arrays of one element: numpy >= 2.4 only converts those of rank 0."""
-
-    def cast(context: Any, node: Any, dtype: Any, dtype_name: str) -> None:
-        (x,) = ops._get_inputs(context, node, expected=1)
-        if x.can_be_folded_to_const() and getattr(x.val, "size", 0) == 1:
-            context.add(ops.mb.const(val=dtype(x.val.item()), name=node.name), node.name)
-            return
-        original(context, node, dtype, dtype_name)
-
-    return cast
+        if original is absent:
+            delattr(module, name)
+        else:
+            setattr(module, name, original)
 
 
 def _without_bar(iterable: Iterable[_Item], **_: object) -> Iterable[_Item]:
@@ -98,6 +104,21 @@ def tracing_quietly() -> Generator[None]:
 
 
 @contextmanager
+def exporting_quietly() -> Generator[None]:
+    """torch.export without what torch warns of in its own code, nor the graph that it prints before an exception."""
+    tracing = importlib.import_module("torch.export._trace")
+    shapes = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    with transformers_quiet(), PATCHING, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+        with replaced(tracing, "print", _say_nothing), replaced(shapes, "disabled", True):
+            yield
+
+
+def _say_nothing(*_: object, **__: object) -> None:
+    pass
+
+
+@contextmanager
 def transformers_quiet() -> Generator[None]:
     """transformers without progress bars and without messages below errors."""
     logs, hub = extra("transformers.utils.logging"), extra("huggingface_hub.utils")
@@ -108,7 +129,7 @@ def transformers_quiet() -> Generator[None]:
     logs.disable_progress_bar()
     try:
         # this module alone takes its bar from tqdm itself, where transformers' switch has no effect
-        with _LOCK, _replaced(gguf_loading, "tqdm", _without_bar):
+        with PATCHING, replaced(gguf_loading, "tqdm", _without_bar):
             yield
     finally:
         logs.set_verbosity(verbosity)
@@ -127,8 +148,8 @@ def gguf_read_once() -> Generator[None]:
     """
     gguf = extra("gguf")
     with (
-        _LOCK,
-        _replaced(gguf, "GGUFReader", functools.cache(gguf.GGUFReader)),
-        _replaced(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
+        PATCHING,
+        replaced(gguf, "GGUFReader", functools.cache(gguf.GGUFReader)),
+        replaced(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
     ):
         yield

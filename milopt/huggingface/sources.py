@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeAlias, cast
 
 from milopt.huggingface.errors import ConversionError
 from milopt.huggingface.extras import extra
+from milopt.huggingface.families import Kind, kind_of, masks_of, require_convertible
 from milopt.huggingface.quiet import gguf_read_once, transformers_quiet
 
 __all__ = ["ModelSource", "Progress", "Source", "open_source"]
@@ -18,12 +20,10 @@ ModelSource: TypeAlias = "str | os.PathLike[str] | Any"
 Progress: TypeAlias = Callable[[str], None]
 """Called with one lowercase sentence at the start of every step."""
 
-_ARCHITECTURE = "LlamaForCausalLM"
-# These scale fixed frequencies. `dynamic` and `longrope` choose frequencies by the length seen, which a trace freezes.
-_STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
+_MODEL_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-# Checkpoints of old transformers hold the rotary frequencies, which the model computes from its config.
-_RECOMPUTED = ("rotary_emb.inv_freq",)
+# Checkpoints of old transformers hold the rotary frequencies and the numbers of positions, which the model computes.
+_RECOMPUTED = ("rotary_emb.inv_freq", "embeddings.position_ids")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Source:
     tokenizer: Any | None
     name: str
     architecture: str
+    kind: Kind = "decoder"
 
 
 def open_source(
@@ -41,18 +42,20 @@ def open_source(
 ) -> Source:
     """Load what ``model_or_dir`` names, after checking that milopt can convert it for ``context`` columns.
 
-    A path is a directory with ``config.json`` and safetensors, a directory with one ``.gguf``, or a ``.gguf`` file.
+    A path is a directory with ``config.json`` and safetensors, a directory with one ``.gguf``, or a ``.gguf`` file; or
+    the name of a model, as ``org/name``, that was downloaded into Hugging Face's cache before.
     A given ``tokenizer`` is used instead of the directory's. :class:`ConversionError` when something is missing,
     damaged or unsupported; a checkpoint that does not fill the model, or holds more than it, counts as damaged.
     """
     if not isinstance(model_or_dir, (str, os.PathLike)):
         return _in_memory(model_or_dir, context, tokenizer)
-    path = Path(cast("str | os.PathLike[str]", model_or_dir)).expanduser()
+    named = cast("str | os.PathLike[str]", model_or_dir)
+    path = Path(named).expanduser()
     if not path.exists():
-        raise ConversionError(f"{path}: no such file or directory (milopt reads models from disk and downloads none)")
+        path = _cached(os.fspath(named))
     gguf = _gguf_file(path)
     if progress is not None:
-        progress(f"load {(gguf or path.resolve()).name}")
+        progress(f"load {gguf.name if gguf is not None else _name(path)}")
     if gguf is not None:
         extra("gguf", error=ConversionError)
         with gguf_read_once():
@@ -60,15 +63,35 @@ def open_source(
     return _from_safetensors(path, context, tokenizer)
 
 
+def _cached(name: str) -> Path:
+    """The folder that Hugging Face's cache has for a model's name; ConversionError, with what to do, without one."""
+    absent = f"{name}: no such file or directory (milopt reads models from disk and downloads none"
+    if not _MODEL_ID.fullmatch(name):
+        raise ConversionError(f"{absent})")
+    hub = extra("huggingface_hub", error=ConversionError)
+    try:
+        with transformers_quiet():
+            return Path(hub.snapshot_download(name, local_files_only=True))
+    except Exception as problem:  # the hub's own errors, of several modules
+        raise ConversionError(f"{absent}; to fetch this one: hf download {name})") from problem
+
+
+def _name(directory: Path) -> str:
+    """A folder's name; of one in Hugging Face's cache, that of the model."""
+    whole = directory.resolve()
+    cached = whole.parent.parent.name
+    return cached.rpartition("--")[2] if cached.startswith("models--") else whole.name
+
+
 def _in_memory(model: Any, context: int, tokenizer: Any | None) -> Source:
     config = getattr(model, "config", None)
     if config is None or not callable(getattr(model, "parameters", None)):
         raise ConversionError(f"a {type(model).__name__} is neither a path nor a transformers model")
-    _require_supported(config, type(model).__name__, context)
+    kind = _supported(config, type(model).__name__, context)
     if any(parameter.is_meta or not parameter.is_floating_point() for parameter in model.parameters()):
         raise ConversionError("the model's weights are quantized or not in memory; load it whole and as floats")
     name = Path(str(getattr(config, "_name_or_path", "") or config.model_type)).name
-    return Source(model, tokenizer, name, type(model).__name__)
+    return Source(model, tokenizer, name, type(model).__name__, kind)
 
 
 def _gguf_file(path: Path) -> Path | None:
@@ -94,8 +117,8 @@ def _from_gguf(file: Path, context: int, tokenizer: Any | None) -> Source:
         raise ConversionError(f"{file}: its architecture is {architecture!r}; only 'llama' is supported so far")
     options = {"gguf_file": file.name}
     config = _load("AutoConfig", file.parent, options)
-    _require_supported(config, _ARCHITECTURE, context)
-    model = _load_model(file.parent, {**options, "config": config})
+    _supported(config, "LlamaForCausalLM", context)
+    model = _load_model("AutoModelForCausalLM", file.parent, {**options, "config": config})
     tokenizer = tokenizer or _load("AutoTokenizer", file.parent, options)
     return Source(model, tokenizer, file.stem, type(model).__name__)
 
@@ -112,7 +135,7 @@ def _gguf_architecture(file: Path) -> str:
 def _from_safetensors(directory: Path, context: int, tokenizer: Any | None) -> Source:
     config = _load("AutoConfig", directory, {})
     named = (getattr(config, "architectures", None) or [config.model_type])[0]
-    _require_supported(config, named, context)
+    kind = _supported(config, named, context)
     if getattr(config, "quantization_config", None) is not None:
         raise ConversionError(
             f"{directory}: a quantized checkpoint; only float safetensors and GGUF are supported so far"
@@ -121,33 +144,25 @@ def _from_safetensors(directory: Path, context: int, tokenizer: Any | None) -> S
         raise ConversionError(
             f"{directory}: holds no .safetensors (pickled .bin weights are not read: they can run code)"
         )
-    model = _load_model(directory, {"use_safetensors": True})
-    if tokenizer is None and any((directory / name).is_file() for name in _TOKENIZER_FILES):
+    model = _load_model("AutoModelForCausalLM" if kind == "decoder" else named, directory, {"use_safetensors": True})
+    if tokenizer is None and kind != "image-encoder" and any((directory / name).is_file() for name in _TOKENIZER_FILES):
         tokenizer = _load("AutoTokenizer", directory, {})
-    return Source(model, tokenizer, directory.resolve().name, type(model).__name__)
+    return Source(model, tokenizer, _name(directory), type(model).__name__, kind)
 
 
-def _require_supported(config: Any, architecture: str, context: int) -> None:
-    if architecture != _ARCHITECTURE or config.model_type != "llama":
-        raise ConversionError(
-            f"{architecture} is not supported: only {_ARCHITECTURE} is so far, other families come later"
-        )
-    scaling: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
-    rope: str = scaling.get("rope_type", "default")
-    if rope not in _STATIC_ROPE:
-        raise ConversionError(
-            f"RoPE of type {rope!r} is not supported: only {', '.join(sorted(_STATIC_ROPE))} are so far"
-        )
-    longest = config.max_position_embeddings
-    if context > longest:
-        raise ConversionError(f"context {context} is more than the {longest} positions this model was made for")
+def _supported(config: Any, architecture: str, context: int) -> Kind:
+    """What kind of model it is; ConversionError unless milopt has a form for it, as far as the config tells."""
+    kind = kind_of(architecture, config)
+    if kind == "decoder":
+        masks_of(architecture, config)
+    if kind != "image-encoder":
+        require_convertible(config, context)
+    return kind
 
 
-def _load_model(directory: Path, options: dict[str, Any]) -> Any:
+def _load_model(auto_class: str, directory: Path, options: dict[str, Any]) -> Any:
     torch = extra("torch")
-    model, info = _load(
-        "AutoModelForCausalLM", directory, {**options, "dtype": torch.float32, "output_loading_info": True}
-    )
+    model, info = _load(auto_class, directory, {**options, "dtype": torch.float32, "output_loading_info": True})
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := sorted(str(key) for key in info.get(kind, ()) if not str(key).endswith(_RECOMPUTED)):
             raise ConversionError(
@@ -158,6 +173,8 @@ def _load_model(directory: Path, options: dict[str, Any]) -> Any:
 
 def _load(auto_class: str, directory: Path, options: dict[str, Any]) -> Any:
     transformers = extra("transformers", error=ConversionError)
+    if not hasattr(transformers, auto_class):
+        raise ConversionError(f"{directory}: transformers {transformers.__version__} has no {auto_class}")
     try:
         with transformers_quiet():
             return getattr(transformers, auto_class).from_pretrained(

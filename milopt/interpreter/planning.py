@@ -23,6 +23,7 @@ from milopt.interpreter.steps import BORROWED, Body, Fetch, Step
 from milopt.interpreter.strict import strict
 from milopt.interpreter.values import ValueInfo, held_dtype, info_of, is_float
 from milopt.interpreter.weights import Constant, Decoded, Weight, Weights
+from milopt.package.weights import packed_of
 
 __all__ = ["Planner"]
 
@@ -232,7 +233,7 @@ def _inputs(op: mil.Operation, known: Mapping[str, Parameter]) -> dict[str, Any]
 
 def _constant(var: mil.Var) -> Constant:
     shape = () if mil.types.is_list(var.sym_type) else tuple(int(dim) for dim in var.shape)
-    return Constant(var.val, info_of(var).dtype, shape)
+    return Constant(packed_of(var) or var.val, info_of(var).dtype, shape)
 
 
 def _freeing(steps: list[Step], mine: set[int], kept: list[int]) -> list[Step]:

@@ -8,6 +8,7 @@ functions and reshapes that look at the same bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from math import prod
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from milopt import mil
 from milopt.interpreter.devices import device_named
 from milopt.interpreter.values import Array, Precision, from_array, held_dtype, is_float
+from milopt.package.weights import Packed
 
 __all__ = ["Constant", "Decoded", "Weight", "Weights"]
 
@@ -24,18 +26,27 @@ _SMALL = 1 << 14
 
 
 class Constant:
-    """A value written in the program: a numpy array or scalar, a string, or a list of labels."""
+    """A value written in the program: a numpy array or scalar, a string, or a list of labels.
+
+    Elements of less than a byte stay packed until someone asks for them.
+    """
 
     def __init__(self, value: Any, dtype: str, shape: tuple[int, ...]) -> None:
-        self.value = value
+        self._held = value
         self.dtype = dtype
         self.shape = shape
 
+    @property
+    def value(self) -> Any:
+        return self._held.val if isinstance(self._held, Packed) else self._held
+
     def array(self) -> Array:
-        return np.asarray(self.value)
+        return self._held.opened() if isinstance(self._held, Packed) else np.asarray(self._held)
 
     def key(self) -> Hashable:
         """Equal for constants with equal bytes in one place, whatever their shapes, or for equal scalars."""
+        if isinstance(self._held, Packed) and self._held.piece is not None:
+            return *self._held.piece.key, self.dtype
         array = self.array()
         if array.ndim == 0:
             return self.dtype, repr(self.value)
@@ -44,6 +55,8 @@ class Constant:
         return *mil.weight_key(array), self.dtype, array.shape, array.strides
 
     def nbytes(self) -> int:
+        if isinstance(self._held, Packed):
+            return prod(self.shape)  # numpy has a byte for each
         return int(self.array().nbytes)
 
 

@@ -24,7 +24,7 @@ from milopt.package.origin import Origin, Role
 from milopt.package.symbols import Symbols
 from milopt.package.values import ValueReader
 
-__all__ = ["Arguments", "Found", "Scope", "const_class", "op_class"]
+__all__ = ["Arguments", "Found", "Scope", "add_defaults", "const_class", "op_class"]
 
 
 class Scope:
@@ -151,26 +151,34 @@ class Arguments:
 
     def add_defaults(self, op: Operation, origin: Origin) -> None:
         """Give the op the inputs that it has by default, as PyMIL's builder does."""
-        if isinstance(op, Opaque):
-            return
-        try:
-            defaults: dict[str, Any] = dict(op.default_inputs().items())
-        except (ValueError, TypeError, AttributeError, KeyError, IndexError, ArithmeticError, AssertionError):
-            _make_opaque(op)  # they depend on inputs, which are not what PyMIL expects
-            return
-        spec: dict[str, Any] = cast("Any", op).input_spec.input_types
-        for name, value in defaults.items():
-            if value is None or isinstance(value, Var) or name not in spec or name in op.inputs:
-                continue
-            if isinstance(spec[name], (InternalInputType, TupleInputType)):
-                continue
-            kind, held = _typed(value)
-            made = new_constant(const_class(), self._unique(f"{op.name}_{name}"), op.enclosing_block, kind, held)
-            operations: Any = op.enclosing_block.operations
-            operations.remove(made)
-            operations.insert_op_before(made, op)
-            cast("Any", made).package_origin = Origin(role=Role.DEFAULT, owner=origin, argument=name)
-            connect(op, {name: made.outputs[0]})
+        add_defaults(op, origin, self._unique)
+
+
+def add_defaults(op: Operation, origin: Origin | None, unique: Callable[[str], str]) -> None:
+    """Give the op the inputs that it has by default; one whose defaults PyMIL can't tell becomes opaque.
+
+    ``origin`` is the op's own, ``unique`` makes a name from a stem.
+    """
+    if isinstance(op, Opaque):
+        return
+    try:
+        defaults: dict[str, Any] = dict(op.default_inputs().items())
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError, ArithmeticError, AssertionError):
+        _make_opaque(op)  # they depend on inputs, which are not what PyMIL expects
+        return
+    spec: dict[str, Any] = cast("Any", op).input_spec.input_types
+    for name, value in defaults.items():
+        if value is None or isinstance(value, Var) or name not in spec or name in op.inputs:
+            continue
+        if isinstance(spec[name], (InternalInputType, TupleInputType)):
+            continue
+        kind, held = _typed(value)
+        made = new_constant(const_class(), unique(f"{op.name}_{name}"), op.enclosing_block, kind, held)
+        operations: Any = op.enclosing_block.operations
+        operations.remove(made)
+        operations.insert_op_before(made, op)
+        cast("Any", made).package_origin = Origin(role=Role.DEFAULT, owner=origin, argument=name)
+        connect(op, {name: made.outputs[0]})
 
 
 def _make_opaque(op: Any) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from milopt.errors import PackageError
+from milopt.package.kinds import refuse_single_file
 from milopt.package.parts import quoted
 
 __all__ = ["MANIFEST", "SPEC", "Container", "Item", "inside", "open_container", "relative_path"]
@@ -88,7 +89,7 @@ def open_container(root: Path) -> Container:
     if not exists:
         raise PackageError(f"{root}: no such file or folder")
     if root.suffix == ".mlmodel" and root.is_file():
-        raise PackageError(f"{root} is a single file, which holds no ML Program; milopt reads ML Programs (.mlpackage)")
+        refuse_single_file(root)
     if root.suffix == ".mlmodelc":
         raise PackageError(f"{root} is a compiled model; milopt reads the .mlpackage that it was made from")
     if not root.is_dir():

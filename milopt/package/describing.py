@@ -21,7 +21,7 @@ from milopt.package.origin import function_origin
 if TYPE_CHECKING:
     from milopt.package.model import Model
 
-__all__ = ["build_description", "describe", "note_description", "text_of"]
+__all__ = ["build_description", "describe", "note_description", "section_of", "text_of"]
 
 _PARTS = ("input", "output", "state")
 
@@ -55,14 +55,14 @@ def _is_multifunction(model: Model) -> bool:
 def _function_description(result: Any, model: Model, name: str) -> Any:
     """A new entry for the function, with all that the old one holds except its features."""
     fresh = result.functions.add(name=name)
-    old = _section(model, name)
+    old = section_of(model, name)
     if old is not None:
         fresh.predictedFeatureName = old.predictedFeatureName
         fresh.predictedProbabilitiesName = old.predictedProbabilitiesName
     return fresh
 
 
-def _section(model: Model, function: str) -> Any:
+def section_of(model: Model, function: str) -> Any:
     """Where the function is described now: its ``FunctionDescription``, the whole description, or ``None``."""
     description = model.description
     if description is None:
@@ -73,7 +73,7 @@ def _section(model: Model, function: str) -> Any:
 
 
 def _fill(section: Any, model: Model, name: str, function: Function) -> None:
-    old = _section(model, name)
+    old = section_of(model, name)
     inputs = [var for var in function.inputs.values() if not is_state(var)]
     states = [var for var in function.inputs.values() if is_state(var)]
     declared = {each.name: each for each in function.input_types}
@@ -88,7 +88,7 @@ def _fill(section: Any, model: Model, name: str, function: Function) -> None:
 def note_description(model: Model) -> None:
     """Remember what a package says of values: nothing else is to be said while neither changes, even if it is odd."""
     for name, function in model.functions.items():
-        origin, section = function_origin(function), _section(model, name)
+        origin, section = function_origin(function), section_of(model, name)
         if origin is not None and section is not None:
             kinds = {var.name: var.sym_type for var in (*function.inputs.values(), *function.outputs)}
             features = [feature for part in _PARTS for feature in getattr(section, part) if feature.name in kinds]
@@ -134,7 +134,7 @@ def _set_metadata(description: Any, model: Model) -> None:
 
 def text_of(model: Model, function: str, name: str) -> str:
     """See :meth:`Model.text_of`."""
-    section = _section(model, function)
+    section = section_of(model, function)
     found = [feature for part in _PARTS for feature in getattr(section, part, ()) if feature.name == name]
     return next((feature.shortDescription for feature in found if feature.shortDescription), "")
 
@@ -161,7 +161,7 @@ def describe(model: Model, function: str, name: str, text: str) -> None:
 def _section_to_write(model: Model, function: str) -> Any:
     if model.description is None:
         model.description = Model_pb2.ModelDescription()
-    section = _section(model, function)
+    section = section_of(model, function)
     if section is not None:
         return section
     description = model.description

@@ -18,6 +18,7 @@ from milopt.package.carried import Carried
 from milopt.package.collecting import uncollected
 from milopt.package.container import SPEC, Container, Item, inside, open_container
 from milopt.package.describing import note_description
+from milopt.package.kinds import refuse_kind
 from milopt.package.model import Model
 from milopt.package.parts import copied
 from milopt.package.publishing import recover
@@ -94,9 +95,7 @@ def _from_package(root: Path) -> Model:
 
 
 def _from_spec(spec: Any, weights: Weights, where: str, container: Container | None) -> Model:
-    kind = spec.WhichOneof("Type")
-    if kind != "mlProgram":
-        raise PackageError(f"{where} is a {kind or 'model of no type'}; milopt reads ML Programs only")
+    refuse_kind(spec, where)
     description = copy.deepcopy(spec.description)  # a copy: the part would keep the whole specification alive
     carried = _carried(spec, container, where)
     order = [each.name for each in description.functions]

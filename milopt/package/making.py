@@ -18,7 +18,7 @@ from milopt.mil import Block, flat, types
 from milopt.opaque import Opaque
 from milopt.package.weights import Packed
 
-__all__ = ["boxed", "connect", "internal", "new_constant", "new_op", "new_value", "set_type_domains"]
+__all__ = ["boxed", "connect", "hold", "internal", "new_constant", "new_op", "new_value", "set_type_domains"]
 
 _ready: set[type[Operation]] = set()
 
@@ -149,3 +149,11 @@ def _fill_internal(var: Any, name: str, box: Any) -> None:
     var.consuming_blocks = []
     var._nonreplaceable_vars_upstream = set()
     var.is_descendant_of_const = False
+
+
+def hold(var: Var, box: Packed) -> Var:
+    """Let a new constant hold packed elements, of its own type and shape, in place of the value it was made with."""
+    constant: Any = var
+    assert (constant.op.op_type, tuple(constant.shape)) == ("const", box.shape)
+    constant._sym_val = constant.op.val._sym_val = box
+    return var

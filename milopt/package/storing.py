@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -20,11 +20,11 @@ import numpy as np
 
 from milopt.errors import PackageError
 from milopt.mil import weight_key
-from milopt.package.blobs import ALIGNMENT, ENTRY, HEADER, SENTINEL, VERSION, Element, aligned
+from milopt.package.blobs import ALIGNMENT, ENTRY, HEADER, SENTINEL, VERSION, Element, aligned, element_named
 from milopt.package.packing import pack
-from milopt.package.weights import Packed, Piece, piece_of
+from milopt.package.weights import Mapping, Packed, Piece, mapping_of, piece_of
 
-__all__ = ["Store"]
+__all__ = ["Store", "same_contents"]
 
 _CHUNK = 1 << 23  # bytes that are read or converted at a time
 _COPY = 1 << 26  # bytes that the system copies at a time, so that Ctrl-C is heard
@@ -52,11 +52,15 @@ class _Tensor:
     def size(self) -> int:
         return self.element.nbytes(self.count)
 
+    @property
+    def mapping(self) -> Mapping | None:
+        """The file that its bytes come from."""
+        return mapping_of(self.array) if self.piece is None else self.piece.mapping
+
     def chunks(self) -> Iterator[Any]:
         """The bytes to be stored."""
         if self.piece is not None:
-            view = memoryview(self.piece.mapping)[self.piece.start : self.piece.start + self.size]
-            yield from (view[at : at + _CHUNK] for at in range(0, self.size, _CHUNK))
+            yield from (self.piece.read(at, _CHUNK) for at in range(0, self.size, _CHUNK))
             return
         for part in _parts(self.array):
             yield memoryview(self._stored(part))
@@ -64,7 +68,7 @@ class _Tensor:
     def head(self) -> bytes:
         """The first bytes."""
         if self.piece is not None:
-            return bytes(memoryview(self.piece.mapping)[self.piece.start : self.piece.start + min(self.size, _HEAD)])
+            return self.piece.read(0, _HEAD)
         some: Array = np.asarray(self.array.flat[: _HEAD * 8 // self.element.bits])
         return bytes(memoryview(self._stored(some)))[:_HEAD]
 
@@ -119,23 +123,19 @@ class Store:
 
     def add(self, path: str, element: Element, count: int, value: Array | Packed, blob: Any) -> None:
         """Have ``value`` stored in the file ``path``, and the offset of its entry set in ``blob`` by :meth:`write`."""
-        array: Array = None
-        piece = value.piece if isinstance(value, Packed) else None
-        if piece is None:
-            array = np.asarray(value.val if isinstance(value, Packed) else value)
-            if element.bits >= 8 and array.dtype == element.numpy:
-                piece = piece_of(array)
-        if piece is None:
-            key: object = (path, element.code, weight_key(array))
-        else:
-            key = (path, element.code, id(piece.mapping), piece.start, piece.size)
+        tensor = _tensor(element, count, value)
+        own = weight_key(tensor.array) if tensor.piece is None else tensor.piece.key
+        key = (path, element.code, *own)
         if key not in self._known:
-            tensor = self._known[key] = _Tensor(element, count, piece, None if piece else array)
+            self._known[key] = tensor
             self._files.setdefault(path, []).append(tensor)
         self._known[key].blobs.append(blob)
 
     def write(self, folder: Path) -> None:
         """Write all files below ``folder`` and tell the protos where their tensors lie."""
+        for mapping in {tensor.mapping for tensors in self._files.values() for tensor in tensors}:
+            if mapping is not None:
+                mapping.check()
         for path, tensors in self._files.items():
             kept = _merged(_ordered(tensors))
             end = ALIGNMENT
@@ -149,6 +149,8 @@ class Store:
             try:
                 with target.open("wb", buffering=0) as file:
                     _write(file, kept)
+            except PackageError:
+                raise
             except ValueError as error:
                 raise PackageError(f"{path} can't be written: {error}") from error
 
@@ -163,16 +165,43 @@ def _ordered(tensors: list[_Tensor]) -> list[_Tensor]:
     return [*(tensor for each in old for tensor in each), *new]
 
 
+def same_contents(values: Sequence[tuple[str, tuple[int, ...], Array | Packed]]) -> list[list[int]]:
+    """Which of the tensors, each an element type, a shape and its elements, would be stored as the same bytes.
+
+    Groups of two and more, as positions in ``values``; what is no element type of weight files is in none.
+    """
+    tensors: dict[_Tensor, int] = {}
+    for index, (dtype, shape, value) in enumerate(values):
+        if (element := element_named(dtype)) is not None:
+            tensors[_tensor(element, prod(shape), value)] = index
+    return [[tensors[each] for each in same] for same in _equal(tensors)]
+
+
+def _tensor(element: Element, count: int, value: Array | Packed) -> _Tensor:
+    piece = value.piece if isinstance(value, Packed) else None
+    if piece is not None:
+        return _Tensor(element, count, piece, None)
+    array: Array = np.asarray(value.val if isinstance(value, Packed) else value)
+    if element.bits >= 8 and array.dtype == element.numpy:
+        piece = piece_of(array)
+    return _Tensor(element, count, piece, None if piece else array)
+
+
+def _equal(tensors: Iterable[_Tensor]) -> Iterator[list[_Tensor]]:
+    """Those of the same element type and bytes; read whole only where type, size and the first bytes agree."""
+    for same_size in _groups(tensors, _kind_and_size):
+        for same_head in _groups(same_size, _Tensor.head):
+            yield from _groups(same_head, _Tensor.digest)
+
+
 def _merged(tensors: list[_Tensor]) -> list[_Tensor]:
     """The tensors without those that have the bytes of an earlier one, which takes over their protos."""
     gone: set[_Tensor] = set()
-    for same_size in _groups(tensors, _kind_and_size):
-        for same_head in _groups(same_size, _Tensor.head):
-            for same in _groups(same_head, _Tensor.digest):
-                for other in same[1:]:
-                    if not _stay_apart(same[0], other):
-                        same[0].blobs += other.blobs
-                        gone.add(other)
+    for same in _equal(tensors):
+        for other in same[1:]:
+            if not _stay_apart(same[0], other):
+                same[0].blobs += other.blobs
+                gone.add(other)
     return [tensor for tensor in tensors if tensor not in gone]
 
 
@@ -219,7 +248,7 @@ def _copied(file: Any, piece: Piece) -> bool:
                 return False
             raise
         if some == 0:
-            raise OSError(errno.EIO, "a weight file is shorter than when it was read")
+            raise piece.mapping.cut(os.fstat(piece.mapping.handle).st_size)
         done += some
     return True
 

@@ -3,6 +3,10 @@
 PyMIL numbers its symbols through the whole process (``is0``, ``is1``, ...) and refuses a name it has seen. A package's
 own symbols are numbered function by function and bypass that register; their names (``dim0``, ``dim1``) are none that
 PyMIL invents, so that symbols it makes later are others.
+
+A package doesn't say which dimensions are the same: a ``MIL.Dimension`` is a number or unknown, without a name, and a
+description gives each input sizes of its own. So every unknown dimension that is read gets a symbol of its own; ops
+pass symbols on to their results, and saving leaves the symbols of the program in memory as they are.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from milopt.package.blobs import ALIGNMENT, ELEMENTS, ENTRY, HEADER, SENTINEL, V
 from milopt.package.container import relative_path
 from milopt.package.packing import unpack
 
-__all__ = ["PREFIX", "Mapping", "Packed", "Piece", "WeightFile", "Weights", "piece_of"]
+__all__ = ["PREFIX", "Mapping", "Packed", "Piece", "WeightFile", "Weights", "mapping_of", "packed_of", "piece_of"]
 
 Array = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
@@ -35,12 +35,33 @@ _CHUNK = 1 << 20  # bytes that are unpacked at a time
 class Mapping(mmap.mmap):
     """A mapped weight file; ``entries`` has the 64 bytes of the entry by where its data begins.
 
-    ``handle`` reads the file, for copies that the system makes by itself; it is closed with the mapping.
+    ``handle`` reads the file, without the mapping; it is closed with it. ``where`` is the file for messages.
     """
 
     address: int
     entries: dict[int, bytes]
     handle: int
+    where: str
+
+    def check(self) -> None:
+        """Refuse a file that was cut since it was mapped: looking at what is missing would end the process (SIGBUS)."""
+        held = os.fstat(self.handle).st_size
+        if held < len(self):
+            raise self.cut(held)
+
+    def cut(self, held: int) -> PackageError:
+        return PackageError(f"{self.where} was cut to {held} bytes since it was loaded, when it had {len(self)}")
+
+    def bytes_at(self, start: int, size: int) -> bytes:
+        """Bytes of the file, read without the mapping; PackageError where the file has become shorter."""
+        parts: list[bytes] = []
+        while size:
+            part = os.pread(self.handle, size, start)
+            if not part:
+                raise self.cut(os.fstat(self.handle).st_size)
+            parts.append(part)
+            start, size = start + len(part), size - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 @dataclass(frozen=True)
@@ -51,8 +72,17 @@ class Piece:
     start: int
     size: int
 
-    def bytes(self) -> Array:
+    @property
+    def key(self) -> tuple[object, ...]:
+        """The same for the same bytes of one file."""
+        return id(self.mapping), self.start, self.size
+
+    def view(self) -> Array:
         return np.frombuffer(self.mapping, np.uint8, self.size, self.start)
+
+    def read(self, first: int, size: int) -> bytes:
+        """``size`` bytes from ``first`` on, or as many as there are; see :meth:`Mapping.bytes_at`."""
+        return self.mapping.bytes_at(self.start + first, max(0, min(size, self.size - first)))
 
 
 class _Packing:
@@ -69,8 +99,15 @@ class _Packing:
 
     def flat(self) -> Array:
         if self._flat is None:
-            self._flat = _unpacked(self.piece.bytes(), self.element, self.count)
+            self._flat = self.unpacked()
         return self._flat
+
+    def unpacked(self) -> Array:
+        """The array; a new one, which is not kept, unless someone asked for the one that is."""
+        if self._flat is not None:
+            return self._flat
+        self.piece.mapping.check()
+        return _unpacked(self.piece.view(), self.element, self.count)
 
 
 class Packed:
@@ -81,15 +118,41 @@ class Packed:
         self._shape = shape
         self._value: Array = None
 
+    @classmethod
+    def around(cls, piece: Piece, element: Element, shape: tuple[int, ...]) -> Packed:
+        """A box around bytes that hold ``shape`` elements packed: the file may have them as bytes, not as elements."""
+        return cls(_Packing(piece, element, prod(shape)), shape)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
         """Another box around the same elements: a mapping has no copy."""
         del memo
         return copy.copy(self)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    @property
     def piece(self) -> Piece | None:
         """Where the elements lie packed; ``None`` once another value was put into the box."""
         return None if self._packing is None else self._packing.piece
+
+    @property
+    def dtype(self) -> Any:
+        """numpy's dtype of the elements once they are unpacked."""
+        return self._value.dtype if self._packing is None else self._packing.element.numpy
+
+    def reshape(self, *shape: int) -> Packed:
+        """Another box around the same elements in order; they stay packed."""
+        assert self._packing is not None, "the box has been refilled"
+        assert prod(shape) == self._packing.count, f"{self._shape} can't become {shape}"
+        return Packed(self._packing, shape)
+
+    def opened(self) -> Array:
+        """The elements as an array that the box does not keep."""
+        if self._value is not None or self._packing is None:
+            return self._value
+        return self._packing.unpacked().reshape(self._shape)
 
     @property
     def val(self) -> Array:
@@ -101,6 +164,12 @@ class Packed:
     def val(self, value: Array) -> None:
         if value is not self._value:
             self._packing, self._value = None, value
+
+
+def packed_of(var: Any) -> Packed | None:
+    """The closed box that a value's elements are in; ``None`` where it has none, or something else was put into it."""
+    box = getattr(var, "_sym_val", None)
+    return box if isinstance(box, Packed) and box.piece is not None else None
 
 
 def _unpacked(packed: Array, element: Element, count: int) -> Array:
@@ -117,15 +186,19 @@ def _unpacked(packed: Array, element: Element, count: int) -> Array:
 
 def piece_of(array: Array) -> Piece | None:
     """The bytes of a mapped weight file that the array views in their order; ``None`` for any other array."""
-    if not array.flags.c_contiguous:
+    mapping = mapping_of(array) if array.flags.c_contiguous else None
+    if mapping is None:
         return None
+    return Piece(mapping, int(array.__array_interface__["data"][0]) - mapping.address, int(array.nbytes))
+
+
+def mapping_of(array: Array) -> Mapping | None:
+    """The mapped weight file that the array views; ``None`` where its elements are in memory."""
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
     mapping = base.obj if isinstance(base, memoryview) else base
-    if not isinstance(mapping, Mapping):
-        return None
-    return Piece(mapping, int(array.__array_interface__["data"][0]) - mapping.address, int(array.nbytes))
+    return mapping if isinstance(mapping, Mapping) else None
 
 
 class WeightFile:
@@ -139,6 +212,7 @@ class WeightFile:
             with path.open("rb") as file:
                 self._map = Mapping(file.fileno(), 0, access=mmap.ACCESS_READ)
                 self._map.handle = os.dup(file.fileno())
+                self._map.where = where
             weakref.finalize(self._map, os.close, self._map.handle)
         except (OSError, ValueError) as error:  # ValueError: an empty file can't be mapped
             raise PackageError(f"{where} can't be read: {error}") from error

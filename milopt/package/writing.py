@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,10 +26,10 @@ from milopt.package.origin import Role, function_origin, origin_of
 from milopt.package.proto_types import TypeWriter
 from milopt.package.storing import Store
 from milopt.package.values import file_value, immediate_value
-from milopt.package.weights import PREFIX, Packed
+from milopt.package.weights import PREFIX, Packed, packed_of
 from milopt.package.wording import Form, Forms
 
-__all__ = ["FILE", "write_program"]
+__all__ = ["FILE", "weight_file", "write_program"]
 
 FILE = "weights/weight.bin"
 _STEM = re.compile(r"[A-Za-z0-9_-]+")
@@ -250,9 +251,9 @@ class _Writer:
         box = cast("Any", var)._sym_val
         if box is None:
             raise PackageError(f"const {op.name!r} has no value")
-        value = box if isinstance(box, Packed) and box.piece is not None else var.val
+        value = packed_of(var) or var.val
         origin = origin_of(op)
-        path = self.path(op, var, value)
+        path = weight_file(op, self.spec_version)
         if origin is not None and origin.value is not None and (origin.held is box or origin.held is value):
             proto.CopyFrom(origin.value)
         elif path is None:
@@ -265,20 +266,22 @@ class _Writer:
             assert element is not None, op.name
             self.store.add(path, element, _size(var, value), value, proto.blobFileValue)
 
-    def path(self, op: Operation, var: Var, value: Any) -> str | None:
-        """The weight file for a constant, ``None`` where its value lies in the specification."""
-        if types.is_list(var.sym_type) or types.is_dict(var.sym_type) or element_named(_dtype(var)) is None:
-            return None
-        origin = origin_of(op)
-        if origin is not None and origin.role is not Role.DEFAULT:
-            return origin.path
-        dtype = _dtype(var)
-        in_file = dtype in _IN_FILE or (self.spec_version >= Target.iOS18 and dtype in _IN_FILE_FROM_IOS18)
-        if not in_file or _size(var, value) < _FEWEST:
-            return None
-        # coremltools notes on an op which of several files it was loaded from
-        stem = getattr(op, "weight_key", None)
-        return f"weights/{stem}.bin" if isinstance(stem, str) and _STEM.fullmatch(stem) else FILE
+
+def weight_file(op: Operation, spec_version: int) -> str | None:
+    """The weight file for a ``const``, ``None`` where its value lies in the specification."""
+    var = op.outputs[0]
+    if types.is_list(var.sym_type) or types.is_dict(var.sym_type) or element_named(_dtype(var)) is None:
+        return None
+    origin = origin_of(op)
+    if origin is not None and origin.role is not Role.DEFAULT:
+        return origin.path
+    dtype = _dtype(var)
+    in_file = dtype in _IN_FILE or (spec_version >= Target.iOS18 and dtype in _IN_FILE_FROM_IOS18)
+    if not in_file or prod(map(int, var.shape)) < _FEWEST:
+        return None
+    # coremltools notes on an op which of several files it was loaded from
+    stem = getattr(op, "weight_key", None)
+    return f"weights/{stem}.bin" if isinstance(stem, str) and _STEM.fullmatch(stem) else FILE
 
 
 def _dtype(var: Var) -> str:

@@ -14,8 +14,8 @@ except ImportError:
     raise ImportError("milopt.testing needs hypothesis: pip install 'milopt[testing]'") from None
 
 from milopt.testing import strategies
-from milopt.testing.checks import check_pass, check_rule
+from milopt.testing.checks import check_pass, check_rule, holds
 from milopt.testing.coremltools_adapter import coremltools_predict
 from milopt.testing.goldens import golden
 
-__all__ = ["check_pass", "check_rule", "coremltools_predict", "golden", "strategies"]
+__all__ = ["check_pass", "check_rule", "coremltools_predict", "golden", "holds", "strategies"]

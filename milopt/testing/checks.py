@@ -16,10 +16,12 @@ from milopt.package import Model, load
 from milopt.pipeline import Pass
 from milopt.reports import Report
 from milopt.rules import Rule, apply
+from milopt.testing.notes import note_of
+from milopt.testing.sourcing import ops_of, script_of
 from milopt.text import text
 from milopt.verify import compare
 
-__all__ = ["check_pass", "check_rule"]
+__all__ = ["check_pass", "check_rule", "holds"]
 
 # Two draws of ordinary inputs and one of arbitrary ones between them are what compare() does by default; here the
 # programs are many, and one of each finds what three find.
@@ -36,26 +38,44 @@ def check_rule(
 ) -> None:
     """Apply the rule to each drawn program, and assert that
 
-    the result validates, computes the same and has no dead op that was not there before; that a second application
-    does nothing; that where the rule did not fire, the program's text is unchanged, and where it did, it is not. A
-    rule that never fires fails too, unless ``must_fire`` is false: the test would be vacuous. ``metric`` is
-    :class:`~milopt.metrics.Exact` by default.
+    the result validates, keeps its signature, computes the same and has no dead op that was not there before; that a
+    second application does nothing; that where the rule did not fire, the program's text is unchanged, and where it
+    did, it is not. A rule that never fires fails too, unless ``must_fire`` is false: the test would be vacuous.
+    ``metric`` is :class:`~milopt.metrics.Exact` by default. A failure is shrunk to few ops; its message ends with a
+    script that repeats it.
     """
-    rules: tuple[Rule[Any], ...] = flat(rule)
-    name = " + ".join(each.name for each in rules)
-    _check(_Subject(name, lambda model: apply(rules, model), metric or Exact()), programs, max_examples, must_fire)
+    _check(_Subject.of(rule, metric), programs, max_examples, must_fire)
 
 
-def check_pass(each: Pass, programs: st.SearchStrategy[Program], *, max_examples: int = 100) -> None:
+def check_pass(
+    each: Pass, programs: st.SearchStrategy[Program], *, max_examples: int = 100, must_fire: bool = True
+) -> None:
     """The same of a pass, judged by the metric it declares; its report may say that it changed the signature."""
-    _check(_Subject(str(each), each.run, each.metric), programs, max_examples, must_fire=True)
+    _check(_Subject.of(each), programs, max_examples, must_fire)
+
+
+def holds(subject: Rule[Any] | Sequence[Rule[Any]] | Pass, program: Program, *, metric: Metric | None = None) -> bool:
+    """Check a rule, rules or a pass on one program, which stays as it is; whether it fired.
+
+    AssertionError says what does not hold; EvaluationError that the program itself can't be run.
+    """
+    return _holds(_Subject.of(subject, metric), program)
 
 
 @dataclass(frozen=True)
 class _Subject:
+    parts: tuple[Any, ...]
     name: str
     run: Callable[[Model], Report]
     metric: Metric
+
+    @classmethod
+    def of(cls, subject: Rule[Any] | Sequence[Rule[Any]] | Pass, metric: Metric | None = None) -> _Subject:
+        if isinstance(subject, Pass):
+            return cls((subject,), str(subject), subject.run, metric or subject.metric)
+        rules: tuple[Rule[Any], ...] = flat(subject)
+        name = " + ".join(each.name for each in rules)
+        return cls(rules, name, lambda model: apply(rules, model), metric or Exact())
 
 
 def _check(subject: _Subject, programs: st.SearchStrategy[Program], max_examples: int, must_fire: bool) -> None:
@@ -67,11 +87,16 @@ def _check(subject: _Subject, programs: st.SearchStrategy[Program], max_examples
         derandomize=True,
         database=None,
         phases=[Phase.explicit, Phase.generate, Phase.shrink],  # the lines of milopt that ran explain nothing
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
     )
     @given(program=programs)
     def check(program: Program) -> None:
-        fired.append(_holds(subject, program))
+        try:
+            fired.append(_holds(subject, program))
+        except UnsupportedOps:
+            raise
+        except EvaluationError:
+            reject()  # MIL's type inference lets programs pass that can't run
 
     check()
     if must_fire and not any(fired):
@@ -81,11 +106,21 @@ def _check(subject: _Subject, programs: st.SearchStrategy[Program], max_examples
 
 
 def _holds(subject: _Subject, program: Program) -> bool:
-    """Check one program, which stays as it is; whether the subject changed its copy."""
+    try:
+        return _found(subject, program)
+    except AssertionError as error:
+        changed = f"{note}\n" if (note := note_of(program)) else ""
+        count = ops_of(program)
+        title = f"{subject.name} on a program of {count} op{'' if count == 1 else 's'}."
+        script = script_of(subject.parts, program, title, f"{changed}{error}")
+        raise AssertionError(f"{error}\n{changed}a script that repeats it:\n\n{script}") from error
+
+
+def _found(subject: _Subject, program: Program) -> bool:
     original = load(program)
     model = original.clone()
     before, dead = text(original, weights="hash"), _dead(model)
-    report = subject.run(model)
+    report = _run(subject, model, before)
     model.program.validate()
     after = text(model, weights="hash")
     if not report:
@@ -93,18 +128,23 @@ def _holds(subject: _Subject, program: Program) -> bool:
         return False
     assert after != before, f"{subject.name} reports a change, but the program is still\n{before}"
     metric = report.metric or subject.metric
-    try:
-        verdict = compare(original, model, trials=_TRIALS, metric=metric, signature=report.signature)
-    except UnsupportedOps:
-        raise
-    except EvaluationError:
-        reject()  # MIL's type inference lets programs pass that can't run
+    verdict = compare(original, model, trials=_TRIALS, metric=metric, signature=report.signature)
     assert verdict, f"{subject.name}: {verdict}\n{before}became\n{after}"
     assert not (left := _dead(model) - dead), f"{subject.name} leaves dead ops: {', '.join(sorted(left))}\n{after}"
-    again = subject.run(model)
+    again = _run(subject, model, after)
     assert not again, f"{subject.name} changes its own result:\n{after}becomes\n{text(model)}"
     assert text(model, weights="hash") == after, f"{subject.name} changes its own result without saying so:\n{after}"
     return True
+
+
+def _run(subject: _Subject, model: Model, before: str) -> Report:
+    """What the subject reports. A crash is a failure like any other: it is shrunk, and told with a script."""
+    try:
+        return subject.run(model)
+    except EvaluationError:
+        raise
+    except Exception as error:
+        raise AssertionError(f"{subject.name} crashes, {type(error).__name__}: {error}\n{before}") from error
 
 
 def _dead(model: Model) -> set[str]:

@@ -5,21 +5,30 @@ A maker takes hypothesis' ``draw`` and the values, and returns the new value, or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from milopt.mil import Var, dtype_name, mb, shape_of
+from milopt.testing.control import CONTROL, LISTS, RECURRENT, SELECTING, STATES
+from milopt.testing.op_makers import case_makers
+from milopt.testing.scope import Draw, Maker, Scope, is_fixed, numpy_type
 
-__all__ = ["ELEMENTWISE", "LINEAR", "MAKERS", "MOVEMENT", "REDUCTION", "Draw", "Maker", "numbers", "shapes", "tensors"]
-
-Draw: TypeAlias = Callable[[st.SearchStrategy[Any]], Any]
-Maker: TypeAlias = Callable[[Draw, Sequence[Var]], "Var | None"]
-
-_NUMPY: dict[str, Any] = {"fp16": np.float16, "fp32": np.float32}
+__all__ = [
+    "ELEMENTWISE",
+    "LINEAR",
+    "MAKERS",
+    "MOVEMENT",
+    "REDUCTION",
+    "Draw",
+    "Maker",
+    "held",
+    "numbers",
+    "shapes",
+    "tensors",
+]
 
 
 def shapes(*, min_rank: int = 1, max_rank: int = 4, min_side: int = 1, max_side: int = 4) -> st.SearchStrategy[Any]:
@@ -28,17 +37,34 @@ def shapes(*, min_rank: int = 1, max_rank: int = 4, min_side: int = 1, max_side:
 
 
 def numbers(dtype: str = "fp32") -> st.SearchStrategy[Any]:
-    """Multiples of a quarter from -2 to 2: exact in every format, and zero, one and minus one are among them."""
-    return (st.sampled_from([0, 4, -4]) | st.integers(-8, 8)).map(lambda n: _NUMPY[dtype](n / 4))
+    """Multiples of a quarter from -2 to 2: exact in every format, and zero, one and minus one are among them.
+
+    Of an integer type, integers from -2 (or 0) to 2; of ``bool``, both.
+    """
+    kind = numpy_type(dtype)
+    if kind.kind == "b":
+        return st.booleans().map(kind.type)
+    if kind.kind in "iu":
+        return st.integers(-2 if kind.kind == "i" else 0, 2).map(kind.type)
+    return (st.sampled_from([0, 4, -4]) | st.integers(-8, 8)).map(lambda n: kind.type(n / 4))
 
 
 def tensors(shape: tuple[int, ...], *, dtype: str = "fp32") -> st.SearchStrategy[Any]:
     """Arrays of :func:`numbers`."""
-    return hnp.arrays(_NUMPY[dtype], shape, elements=numbers(dtype))
+    return hnp.arrays(numpy_type(dtype), shape, elements=numbers(dtype))
 
 
-def _any(draw: Draw, values: Sequence[Var], *, min_rank: int = 0) -> Var | None:
-    fitting = [var for var in values if len(shape_of(var)) >= min_rank]
+def held(draw: Draw, values: Sequence[Var], array: Any) -> Any:
+    """The array, or a constant of the program that several ops share."""
+    return values.constant(draw, array) if isinstance(values, Scope) else array
+
+
+_FLOATS = frozenset({"fp16", "fp32"})
+_NUMBERS = _FLOATS | {"int32"}
+
+
+def _any(draw: Draw, values: Sequence[Var], *, min_rank: int = 0, kinds: frozenset[str] = _NUMBERS) -> Var | None:
+    fitting = [var for var in values if len(shape_of(var)) >= min_rank and dtype_name(var) in kinds]
     found: Var | None = draw(st.sampled_from(fitting)) if fitting else None
     return found
 
@@ -50,8 +76,10 @@ def _axis(draw: Draw, var: Var) -> int:
 
 
 def _unary(op_type: str, **inputs: Any) -> Maker:
+    kinds = _NUMBERS if op_type in ("abs", "identity", "square") else _FLOATS
+
     def make(draw: Draw, values: Sequence[Var]) -> Var | None:
-        x = _any(draw, values)
+        x = _any(draw, values, kinds=kinds)
         return None if x is None else getattr(mb, op_type)(x=x, **inputs)
 
     return make
@@ -67,10 +95,11 @@ def _binary(op_type: str) -> Maker:
         kind = dtype_name(x)
         partners = [var for var in values if dtype_name(var) == kind and _broadcast(shape_of(x), shape_of(var))]
         how = draw(st.sampled_from(["number", "array", "value"]))
+        shape = shape_of(x) if is_fixed(x) else ()
         y = (
             draw(st.sampled_from(partners))
             if how == "value"
-            else draw(numbers(kind) if how == "number" else tensors(shape_of(x), dtype=kind))
+            else held(draw, values, draw(numbers(kind) if how == "number" else tensors(shape, dtype=kind)))
         )
         x, y = (y, x) if draw(st.booleans()) else (x, y)
         made: Var = getattr(mb, op_type)(x=x, y=y)
@@ -84,12 +113,12 @@ def _broadcast(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
 
 
 def _clip(draw: Draw, values: Sequence[Var]) -> Var | None:
-    x = _any(draw, values)
+    x = _any(draw, values, kinds=_FLOATS)
     if x is None:
         return None
     low: int = draw(st.integers(-4, 3))
     high: int = draw(st.integers(low + 1, 4))
-    number = _NUMPY[dtype_name(x)]
+    number = numpy_type(dtype_name(x)).type
     made: Var = mb.clip(x=x, alpha=number(low), beta=number(high))
     return made
 
@@ -105,7 +134,7 @@ def _transpose(draw: Draw, values: Sequence[Var]) -> Var | None:
 
 def _reshape(draw: Draw, values: Sequence[Var]) -> Var | None:
     """Two axes become one, one becomes two, or all become one."""
-    x = _any(draw, values, min_rank=1)
+    x = _any(draw, [var for var in values if is_fixed(var)], min_rank=1)
     if x is None:
         return None
     shape = list(shape_of(x))
@@ -141,7 +170,7 @@ def _squeeze(draw: Draw, values: Sequence[Var]) -> Var | None:
 
 
 def _slice_by_index(draw: Draw, values: Sequence[Var]) -> Var | None:
-    x = _any(draw, values, min_rank=1)
+    x = _any(draw, [var for var in values if is_fixed(var)], min_rank=1)
     if x is None:
         return None
     begin = [draw(st.integers(0, dim - 1)) for dim in shape_of(x)]
@@ -175,7 +204,7 @@ def _reduction(op_type: str) -> Maker:
 
 
 def _softmax(draw: Draw, values: Sequence[Var]) -> Var | None:
-    x = _any(draw, values, min_rank=1)
+    x = _any(draw, values, min_rank=1, kinds=_FLOATS)
     return None if x is None else mb.softmax(x=x, axis=_axis(draw, x))
 
 
@@ -198,7 +227,7 @@ def _matmul(draw: Draw, values: Sequence[Var]) -> Var | None:
     if partners and draw(st.booleans()):
         y = draw(st.sampled_from(partners))
     else:
-        y = draw(tensors((width, inner) if other else (inner, width), dtype=dtype_name(x)))
+        y = held(draw, values, draw(tensors((width, inner) if other else (inner, width), dtype=dtype_name(x))))
     made: Var = mb.matmul(x=x, y=y, transpose_x=flip, transpose_y=other)
     return made
 
@@ -210,7 +239,8 @@ def _linear(draw: Draw, values: Sequence[Var]) -> Var | None:
     width, kind = draw(st.integers(1, 4)), dtype_name(x)
     bias = draw(st.none() | tensors((width,), dtype=kind))
     inputs = {} if bias is None else {"bias": bias}
-    made: Var = mb.linear(x=x, weight=draw(tensors((width, shape_of(x)[-1]), dtype=kind)), **inputs)
+    weight = held(draw, values, draw(tensors((width, shape_of(x)[-1]), dtype=kind)))
+    made: Var = mb.linear(x=x, weight=weight, **inputs)
     return made
 
 
@@ -219,6 +249,12 @@ _BINARY = ("add", "maximum", "minimum", "mul", "sub")
 _REDUCTIONS = ("reduce_max", "reduce_mean", "reduce_min", "reduce_sum")
 
 MAKERS: dict[str, Maker] = {
+    **case_makers(),
+    **CONTROL,
+    **LISTS,
+    **RECURRENT,
+    **SELECTING,
+    **STATES,
     **{name: _unary(name) for name in _UNARY},
     **{name: _binary(name) for name in _BINARY},
     **{name: _reduction(name) for name in _REDUCTIONS},

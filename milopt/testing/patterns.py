@@ -1,8 +1,8 @@
-"""Programs drawn from a rule's own pattern: those it is written for, and those that miss it by one detail."""
+"""Programs drawn from a rule's own pattern: those it is written for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,224 +10,259 @@ import numpy as np
 from hypothesis import reject
 from hypothesis import strategies as st
 
-from milopt.matching import COMMUTATIVE
-from milopt.mil import Function, Operation, Program, Var, dtype_name, flat, mb, remove_ops, shape_of, target, types
-from milopt.pattern import OneOf, OpPattern, Output, Scalar, Value, Variable, build
-from milopt.rules import Rule
-from milopt.testing.makers import ELEMENTWISE, MAKERS, Draw, numbers, tensors
-from milopt.testing.naming import rename
+from milopt.engine.forms import OpPattern, walk
+from milopt.matching import Match, Matcher
+from milopt.mil import (
+    Block,
+    Function,
+    Operation,
+    Program,
+    Var,
+    constant,
+    dtype_name,
+    flat,
+    get_new_symbol,
+    mb,
+    named_blocks,
+    shape_of,
+    target,
+    types,
+)
+from milopt.package import load
+from milopt.pattern import build, root_types
+from milopt.reports import NoMatch, Report
+from milopt.rules import Rule, apply
+from milopt.testing.instances import Instance
+from milopt.testing.makers import ELEMENTWISE, MAKERS, shapes
+from milopt.testing.naming import rename_all
+from milopt.testing.rebuilding import Edit, rebuilt
+from milopt.testing.scope import Draw, Maker, Scope, is_fixed, numpy_type, tensors_of
+from milopt.testing.tidying import forget_lost
 
-__all__ = ["matching", "near_misses"]
+__all__ = ["Asked", "drawn", "first_match", "matching"]
 
 # What MIL raises where inputs do not fit each other: the draw is given up, not the test.
-_REFUSALS = (ValueError, TypeError, AssertionError, NotImplementedError, IndexError, KeyError)
-Shape = tuple[int, ...]
-# Inputs that ops take as constants only, and their shape for a value of some shape.
-_PARAMETERS: dict[str, Callable[[Shape], Shape]] = {
-    "weight": lambda x: (x[-1], x[-1]),
-    **dict.fromkeys(("bias", "gamma", "beta"), lambda x: x[-1:]),
-    "kernel weight": lambda x: (x[1], x[1], *(1 for _ in x[2:])),
-    "kernel bias": lambda x: x[1:2],
-}
+_REFUSALS = (ValueError, TypeError, AssertionError, NotImplementedError, IndexError, KeyError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What :func:`matching` was asked for."""
+
+    rule: Rule[Any]
+    dtypes: tuple[str, ...]
+    opset: target
+    values: Mapping[str, Maker] = field(default_factory=dict[str, Maker])
+    attempts: int = 12
+    surroundings: bool = True
 
 
 def matching(
-    rule: Rule[Any], *, dtypes: Sequence[str] = ("fp32", "fp16"), opset: target = target.iOS18
+    rule: Rule[Any] | Sequence[Rule[Any]],
+    *,
+    dtypes: Sequence[str] = ("fp32", "fp16", "int32"),
+    opset: target = target.iOS18,
+    values: Mapping[str, Maker] | None = None,
+    attempts: int = 12,
+    surroundings: bool = True,
 ) -> st.SearchStrategy[Program]:
-    """Programs that hold the rule's pattern, in one of its alternatives, with other ops behind it.
+    """Programs that hold the pattern of a rule, or of one of several, in one of its alternatives.
 
-    Variables become inputs of fitting shapes (often square, so that products fit; sometimes broadcasting), constants
-    where an op needs one; commutative inputs are swapped. A rule may still refuse what its ``check`` does not like.
-    Patterns of integer values, and of inputs with a geometry of their own, are beyond it: write a strategy for those.
+    Variables become inputs, constants where the pattern or the op wants one, results of other ops, or values of a
+    state; their shapes fit the ops they meet, their dimensions are symbols now and then. Commutative inputs are
+    swapped; constants and values are shared, interior values needed elsewhere (the rule must refuse); there are ops
+    before and behind, and the match may be in a nested block. Without ``surroundings`` there is the pattern alone.
+
+    What the rule's ``check`` demands is found by trying: a program on which the rule does not fire is drawn again, up
+    to ``attempts`` times, with the numbers that its reason names as constants, and the op types as what values come
+    from. ``values`` makes what trying won't find: variable -> a function of ``draw`` and the values so far (a
+    :class:`~milopt.testing.scope.Scope`, whose ``input`` makes a new input) that returns what the variable stands for.
+    The rule may still refuse the last program drawn.
     """
-    return _drawn(rule, tuple(dtypes), opset, misses=False)
-
-
-def near_misses(
-    rule: Rule[Any], *, dtypes: Sequence[str] = ("fp32", "fp16"), opset: target = target.iOS18
-) -> st.SearchStrategy[Program]:
-    """The same with one literal, or one input that the pattern leaves at its default, changed.
-
-    On these a rule must refuse, or its result must still be right: ``check_rule(..., must_fire=False)``. A pattern
-    without any such detail has no near misses, and hypothesis says that it can't be satisfied.
-    """
-    return _drawn(rule, tuple(dtypes), opset, misses=True)
+    asked = [Asked(each, tuple(dtypes), opset, dict(values or {}), attempts, surroundings) for each in flat(rule)]
+    return st.sampled_from(asked).flatmap(_matching)
 
 
 @st.composite
-def _drawn(draw: Draw, rule: Rule[Any], dtypes: tuple[str, ...], opset: target, misses: bool) -> Program:
-    root, names = build(rule.pattern)
-    kinds = _kinds(root)
-    side, rank = draw(st.integers(2, 3)), draw(st.integers(2, 4))
-    base = (*draw(st.lists(st.integers(1, 2), min_size=rank - 2, max_size=rank - 2)), side, side)
-    dtype = draw(st.sampled_from(dtypes))
-    specs: dict[str, Any] = {}
-    for name in names:
-        if isinstance(kinds.get(name), Value):
-            shape = draw(_near(base))
-            specs[name] = mb.placeholder(shape=shape, dtype=types.string_to_builtin(dtype))
-    if not specs:
-        specs["x"] = mb.placeholder(shape=base, dtype=types.string_to_builtin(dtype))
-    program = Program()
-    with Function(specs, opset_version=opset) as function:
-        drawer = _Drawer(draw, dict(function.inputs), dtype, misses)
+def _matching(draw: Draw, asked: Asked) -> Program:
+    return drawn(draw, asked)[0]
+
+
+def drawn(draw: Draw, asked: Asked, *, must_fire: bool = False) -> tuple[Program, bool]:
+    """A program, and whether the rule fires on it."""
+    root, _ = build(asked.rule.pattern)
+    producers = sorted({each.op_type for each in walk(root) if isinstance(each, OpPattern)} | set(root_types(root)))
+    least = None
+    seen = _Seen()
+    order = draw(st.permutations(asked.dtypes))
+    # one program in four is taken as it comes: a rule has to refuse, too
+    picky = must_fire or draw(st.integers(0, 3)) > 0
+    for attempt in range(asked.attempts):
         try:
-            result = flat(drawer.value(root, "x", None))[0]
+            program = _program(draw, asked, root, order[attempt % len(order)], producers, seen)
         except _REFUSALS:
-            reject()
-        if misses and drawer.misses:
-            reject()  # the pattern has nothing to change where the draw looked
-        values = [result]
-        for _ in range(draw(st.integers(0, 2)) if dtype_name(result).startswith("fp") else 0):
-            made = MAKERS[draw(st.sampled_from(sorted(ELEMENTWISE)))](draw, values[-1:])
-            values.append(made if made is not None else mb.identity(x=values[-1]))
-        function.set_outputs([values[-1]])
-    for index, op in enumerate(each for each in function.operations if each.op_type != "const"):
-        rename(op, f"v{index}")
+            continue
+        report = apply(asked.rule, load(program).clone())
+        if report or not picky:
+            return program, bool(report)
+        seen = _named_in(report)
+        if (mended := _mended(asked.rule, program, seen.numbers)) is not None:
+            return mended, True
+        least = least or program
+    if least is None or must_fire:
+        reject()
+    return least, False
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the reasons of misses name: numbers that a check wanted or met, and op types."""
+
+    numbers: tuple[float, ...] = ()
+    op_types: tuple[str, ...] = ()
+    again: bool = False
+
+
+def _named_in(report: Report) -> _Seen:
+    parts: list[Any] = [
+        part for miss in report.misses if miss.declined for each in miss.arguments for part in flat(each)
+    ]
+    numbers = [number for part in parts if (number := _number_of(part)) is not None]
+    op_types = [part for part in parts if isinstance(part, str) and part in MAKERS]
+    return _Seen(tuple(number for number in numbers if abs(number) < 1e4)[:8], tuple(op_types), again=True)
+
+
+def _number_of(part: Any) -> float | None:
+    kind = np.asarray(part).dtype.kind
+    return float(part) if kind in "iuf" and np.ndim(part) == 0 else None
+
+
+def _mended(rule: Rule[Any], program: Program, numbers: Sequence[float]) -> Program | None:
+    """The program with one number for another, both named by a reason, where the rule fires then."""
+    for op in (op for _, block in named_blocks(program.functions) for op in block.operations):
+        for name, value in op.inputs.items():
+            number = constant(value) if isinstance(value, Var) else None
+            single = _number_of(np.ravel(number)[0]) if number is not None and np.size(number) == 1 else None
+            if single is None or single not in numbers:
+                continue
+            for other in dict.fromkeys(numbers):
+                kind = np.asarray(number).dtype.type
+                try:
+                    made = rebuilt(program, Edit("", {(op, name): kind(other)}))
+                except _REFUSALS:
+                    continue
+                if apply(rule, load(made).clone()):
+                    return made
+    return None
+
+
+def _program(draw: Draw, asked: Asked, root: Any, dtype: str, producers: Sequence[str], seen: _Seen) -> Program:
+    # often all sides are equal: what is wrong with the order of axes then shows in numbers only
+    base = draw(shapes(max_side=4) | shapes(max_side=4) | shapes(min_side=2, max_side=3).map(lambda s: s[:1] * len(s)))
+    extra = asked.surroundings
+    symbolic = extra and draw(st.integers(0, 4)) == 4
+    # one symbol stands for one size wherever it is met, so that what had to agree still does
+    symbols = {size: get_new_symbol() for size in draw(st.permutations(sorted({*base})))[:1]} if symbolic else {}
+    program = Program()
+    with Function({}, opset_version=asked.opset) as function:
+        scope = Scope(function, [])
+        made = Instance(
+            draw,
+            scope,
+            dtype,
+            base,
+            seen.numbers,
+            asked.values,
+            symbols,
+            stateful=extra and asked.opset >= target.iOS18 and draw(st.integers(0, 3)) == 3,
+            producers=producers if extra else (),
+            hints=seen.op_types,
+            again=seen.again,
+        )
+        if extra and draw(st.integers(0, 5)) == 5:
+            results = _in_branch(draw, scope, made, root)
+        else:
+            results = made.roots(root)
+            scope.values += results
+            if extra:
+                results = _surrounded(draw, scope, results, least=int(seen.again))
+        if not function.inputs:
+            scope.input((1,), "fp32")
+        forget_lost(function)
+        function.set_outputs(_outputs(results))
+    rename_all(function)
     program.add_function("main", function)
+    program.validate()
     return program
 
 
-def _near(base: tuple[int, ...]) -> st.SearchStrategy[tuple[int, ...]]:
-    """The shape itself, mostly; else one that broadcasts to it."""
-    ones = tuple(1 for _ in base[:-2]) + base[-2:]
-    row = (*ones[:-2], 1, base[-1])
-    return st.sampled_from([base, base, base, ones, row])
+def _outputs(results: Sequence[Var]) -> list[Var]:
+    found = [var for var in dict.fromkeys(results) if not var.child_ops or var in results]
+    return found or list(results)
 
 
-def _kinds(root: Any) -> dict[str, Variable]:
-    """The variables in a pattern by name."""
-    if isinstance(root, Variable):
-        return {root.name: root}
-    parts: tuple[Any, ...] = ()
-    if isinstance(root, OneOf):
-        parts = tuple(root.choices.values())
-    elif isinstance(root, Output):
-        parts = (root.op,)
-    elif isinstance(root, OpPattern):
-        parts = tuple(root.inputs.values())
-    elif isinstance(root, (list, tuple)):
-        parts = flat(root)
-    return {name: each for part in parts for name, each in _kinds(part).items()}
+def _surrounded(draw: Draw, scope: Scope, results: list[Var], *, least: int) -> list[Var]:
+    """Ops behind the results, and now and then another use of a value on the way."""
+    kept = list(results)
+    for _ in range(draw(st.integers(least, 2))):
+        if not dtype_name(kept[-1]).startswith("fp"):
+            break
+        made = MAKERS[draw(st.sampled_from(sorted(ELEMENTWISE)))](draw, kept[-1:])
+        kept += [] if made is None else tensors_of(flat(made))
+    inner = [
+        op.outputs[0]
+        for op in scope.function.operations
+        if op.op_type != "const" and not op.op_type.startswith("constexpr") and op.outputs[0] not in kept
+    ]
+    if inner and draw(st.integers(0, 7)) == 7:
+        var = draw(st.sampled_from(inner))
+        used = mb.relu(x=var) if dtype_name(var).startswith("fp") and draw(st.booleans()) else var
+        kept.append(used)
+    held = [op.outputs[0] for op in scope.function.operations if op.op_type == "const" and op.outputs[0].child_ops]
+    held = [var for var in held if var.dtype in (types.fp16, types.fp32) and var.rank]
+    if held and draw(st.integers(0, 5)) == 5:  # a constant of the match that something else has too
+        kept.append(
+            mb.add(x=draw(st.sampled_from(held)), y=scope.input(shape_of(held[0])[:0] or (1,), dtype_name(held[0])))
+        )
+    return [
+        var for var in dict.fromkeys(kept) if not var.child_ops or var in results[-1:] or draw(st.booleans())
+    ] or kept
 
 
-@dataclass
-class _Drawer:
-    """Builds one program. ``misses`` says that one detail is still to be changed."""
+def _in_branch(draw: Draw, scope: Scope, made: Instance, root: Any) -> list[Var]:
+    """The pattern in one branch of a ``cond``; the other gives zeros."""
+    kinds: list[tuple[tuple[int, ...], str]] = []
 
-    draw: Draw
-    inputs: dict[str, Var]
-    dtype: str
-    misses: bool
-    bound: dict[str, Any] = field(default_factory=dict[str, Any])
-    built: dict[int, Any] = field(default_factory=dict[int, Any])
-    tags: dict[str, str] = field(default_factory=dict[str, str])
+    def inner() -> tuple[Var, ...]:
+        results = made.roots(root)
+        if not all(map(is_fixed, results)):
+            raise ValueError("a branch of zeros needs fixed shapes")
+        kinds.extend((shape_of(var), dtype_name(var)) for var in results)
+        return tuple(results)
 
-    def value(self, pattern: Any, name: str, other: Var | None) -> Any:
-        """What stands for ``pattern`` as the input ``name`` of an op whose first input is ``other``."""
-        if isinstance(pattern, OneOf):
-            tag = self.tags.setdefault(pattern.tag, self.draw(st.sampled_from(list(pattern.choices))))
-            return self.value(pattern.choices[tag], name, other)
-        if isinstance(pattern, Output):
-            return self.op(pattern.op)[pattern.index]
-        if isinstance(pattern, OpPattern):
-            return self.op(pattern)
-        if isinstance(pattern, Variable):
-            return self.variable(pattern, name, other)
-        if isinstance(pattern, (list, tuple)) and any(_is_pattern(each) for each in flat(pattern)):
-            return tuple(self.value(each, name, other) for each in flat(pattern))
-        if pattern is ...:
-            return self.setting(name, other)
-        return self.literal(pattern)
+    def zeros() -> tuple[Var, ...]:
+        return tuple(mb.const(val=np.zeros(shape, numpy_type(kind))) for shape, kind in kinds)
 
-    def op(self, pattern: OpPattern) -> Any:
-        if id(pattern) in self.built:
-            return self.built[id(pattern)]
-        inputs: dict[str, Any] = {}
-        for name, each in pattern.inputs.items():
-            if each is None:
-                continue
-            first = next((var for given in inputs.values() for var in flat(given) if isinstance(var, Var)), None)
-            made = self.value(each, f"kernel {name}" if pattern.op_type == "conv" else name, first)
-            if made is not None:
-                inputs[name] = made
-        if pattern.op_type in COMMUTATIVE and {"x", "y"} <= inputs.keys() and self.draw(st.booleans()):
-            inputs["x"], inputs["y"] = inputs["y"], inputs["x"]
-        made = getattr(mb, pattern.op_type)(**inputs)
-        if self.misses and (changed := self.other_default(flat(made)[0].op, inputs)):
-            remove_ops([flat(made)[0].op])
-            made = getattr(mb, pattern.op_type)(**inputs, **changed)
-        self.built[id(pattern)] = made
-        return made
-
-    def variable(self, variable: Variable, name: str, other: Var | None) -> Any:
-        if name in _PARAMETERS and not isinstance(variable, Scalar) and other is not None:
-            shape = _PARAMETERS[name](shape_of(other))
-            return self.bound.setdefault(variable.name, self.draw(tensors(shape, dtype=self.dtype)))
-        if isinstance(variable, Value):
-            return self.inputs[variable.name]
-        if variable.name not in self.bound:
-            self.bound[variable.name] = self.constant(variable, name, other)
-        return self.bound[variable.name]
-
-    def constant(self, variable: Variable, name: str, other: Var | None) -> Any:
-        if name in _SETTINGS:
-            value = self.setting(name, other)
-            # one op for all uses: a variable stands for one value
-            return mb.const(val=np.array(value, np.int32)) if isinstance(value, (int, list)) else value
-        if isinstance(variable, Scalar) or other is None:
-            return self.draw(numbers(self.dtype))
-        return self.draw(tensors(shape_of(other), dtype=self.dtype) | numbers(self.dtype))
-
-    def setting(self, name: str, other: Var | None) -> Any:
-        """Some value for an input that the pattern leaves open; ``None`` leaves it at its default."""
-        if name not in _SETTINGS or other is None:
-            return None
-        shape = shape_of(other)
-        rank = len(shape)
-        if name == "perm":
-            return [axis - rank * self.draw(st.booleans()) for axis in self.draw(st.permutations(range(rank)))]
-        if name == "axes":
-            return [self.draw(st.integers(-rank, rank - 1))]
-        if name == "axis":
-            return self.draw(st.integers(-rank, rank - 1))
-        if name == "dtype":
-            return self.draw(st.sampled_from(["fp16", "fp32", "int32"]))
-        if name == "reps":
-            return [self.draw(st.integers(1, 2)) for _ in shape]
-        return self.draw(st.sampled_from([list(shape), [-1], [*shape[:-2], -1], [1, *shape]]))
-
-    def literal(self, wanted: Any) -> Any:
-        """The literal, or once another one of its kind."""
-        if self.misses and isinstance(wanted, (bool, int, float)) and self.draw(st.booleans()):
-            self.misses = False
-            return _other(wanted)
-        if isinstance(wanted, float):
-            return np.dtype("float16" if self.dtype == "fp16" else "float32").type(wanted)
-        return wanted
-
-    def other_default(self, op: Operation, inputs: dict[str, Any]) -> dict[str, Any]:
-        """An input that was left out, with another value than its default; nothing if there is none, or by chance."""
-        left = {
-            name: default
-            for name, default in op.default_inputs().items()
-            if name not in inputs and isinstance(default, (bool, int, float))
-        }
-        if not left or not self.draw(st.booleans()):
-            return {}
-        name = self.draw(st.sampled_from(sorted(left)))
-        self.misses = False
-        return {name: _other(left[name])}
+    flag = scope.input((1,), "fp32")
+    pred = mb.squeeze(x=mb.greater(x=flag, y=np.float32(0)), axes=[0])
+    return list(flat(mb.cond(pred=pred, _true_fn=inner, _false_fn=zeros)))
 
 
-_SETTINGS = frozenset({"axes", "axis", "dtype", "perm", "reps", "shape"})
+def first_match(rule: Rule[Any], program: Program) -> Match | None:
+    """Where the rule's pattern is found and its ``check`` agrees, in program order."""
+    root, names = build(rule.pattern)
+    matcher = Matcher(root, names)
+    kinds = set(root_types(root))
+    for _, block in named_blocks(program.functions):
+        for op in _of_types(block, kinds):
+            for match in matcher.matches(op):
+                try:
+                    rule.check(match)
+                except NoMatch:
+                    continue
+                return match
+    return None
 
 
-def _other(value: bool | float) -> Any:
-    if isinstance(value, bool):
-        return not value
-    return (value + 1 if value >= 0 else value - 1) if isinstance(value, int) else np.float32(value * 2 + 1)
-
-
-def _is_pattern(each: object) -> bool:
-    return isinstance(each, (Variable, OpPattern, Output, OneOf)) or each is ...
+def _of_types(block: Block, kinds: set[str]) -> list[Operation]:
+    return [op for op in block.operations if op.op_type in kinds]

@@ -98,15 +98,19 @@ def _uneven(shape: tuple[int, ...], rng: np.random.Generator) -> Any:
     return values
 
 
-def causal(shape: tuple[int, ...], position: int | None = None) -> Array:
+def causal(shape: tuple[int, ...], position: int | None = None, window: int | None = None) -> Array:
     """Which columns each row may see, when the last of ``shape[-2]`` rows is token ``position + rows - 1``.
 
-    With ``position=None`` the last row sees every column.
+    With ``position=None`` the last row sees every column; with a ``window``, a row sees the last so many, its own
+    included.
     """
     columns = shape[-1]
     rows = shape[-2] if len(shape) > 1 else 1
     first = max(columns - rows, 0) if position is None else position
-    seen: Array = np.arange(columns) <= first + np.arange(rows)[:, None]
+    own: Array = first + np.arange(rows)[:, None]
+    seen: Array = np.arange(columns) <= own
+    if window is not None:
+        seen &= np.arange(columns) > own - window
     return np.broadcast_to(seen if len(shape) > 1 else seen[0], shape)
 
 

@@ -62,13 +62,13 @@ def _cached(
     seen: list[Observed] = []
     for index, call in enumerate(trial.calls):
         plan = plans[call.function]
-        query = layout.query_length(plan)
+        query = layout.query_length(plan, call.inputs)
         if call.position + query > layout.context:
             raise MiloptError(f"{query} tokens at slot {call.position} do not fit a context of {layout.context}")
         heard = listening.to(index) if listening is not None else ()
         observed: Observed = {**caches.run(plan, call.position, call.inputs, heard)}
         for name, slots in caches.contents().items():
-            observed[name] = slots.narrow(layout.signature.axis, call.position, query).clone()
+            observed[name] = slots.narrow(layout.axis(name), call.position, query).clone()
         seen.append(observed)
     seen.append({f"all slots of {name}": slots for name, slots in caches.contents().items()})
     return seen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from milopt.cachedrive import CacheLayout, recognise
+from milopt.cachedrive import CacheLayout, fitted, recognise, recognise_flexible
 from milopt.signature import CacheSignature
 from milopt.verify.driving import Listening, Observed, drive
 from milopt.verify.freezing import Frozen
@@ -41,9 +41,18 @@ def pair_up(old: Frozen, new: Frozen, declared: CacheSignature | None) -> Pair |
     reason = mismatch(old.plans, new.plans, declared)
     if reason is not None:
         return reason
-    first = recognise(old.plans, declared)
-    second = recognise(new.plans, first.signature) if first is not None else None
+    first = recognise(old.plans, declared, old.metadata)
+    second = recognise(new.plans, first.signature, new.metadata) if first is not None else None
+    if declared is None and first is None:
+        first, second = _flexible(old), _flexible(new)
     if first is None or second is None:
         return Pair(old, new)
+    first, second = fitted(first, second)
     reason = cached_shapes(first, second, next(iter(old.plans.values())), next(iter(new.plans.values())))
     return Pair(old, new, first, second) if reason is None else reason
+
+
+def _flexible(frozen: Frozen) -> CacheLayout | None:
+    """The cache of a program of one function whose past has any number of slots."""
+    plans = list(frozen.plans.values())
+    return recognise_flexible(plans[0], frozen.metadata) if len(plans) == 1 else None

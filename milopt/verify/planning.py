@@ -106,13 +106,15 @@ class Planner:
 
     def _lengths(self, layout: CacheLayout) -> dict[int, Plan]:
         """Query length -> function, longest first."""
-        found = {layout.query_length(plan): plan for plan in self.plans.values()}
+        found = {length: plan for plan in self.plans.values() for length in layout.query_lengths(plan)}
         return dict(sorted(found.items(), reverse=True))
 
     def _sequence(self, layout: CacheLayout, index: int, rng: np.random.Generator, style: Style) -> Trial:
         """A run of tokens through all functions: from the first slot, to the last one, or between."""
         lengths = self._lengths(layout)
         queries = [*lengths, min(lengths)] if index % 2 == 0 else [*reversed(lengths)]
+        if layout.flexible:  # any length will do: three portions show as much as all of them
+            queries = [int(each) for each in rng.choice(list(lengths), 3)]
         while sum(queries) > layout.context:
             queries.pop()
         room = layout.context - sum(queries)
@@ -120,7 +122,7 @@ class Planner:
         calls: list[Call] = []
         position = start
         for query in queries:
-            calls.append(self._step(layout, lengths[query], position, start, rng, style))
+            calls.append(self._step(layout, lengths[query], query, position, start, rng, style))
             position += query
         contents: Arrays = {}
         if not style.ordinary:
@@ -133,17 +135,25 @@ class Planner:
         return Trial(f"{what}, {steps} at slot {start} of {layout.context}", tuple(calls), contents)
 
     def _step(
-        self, layout: CacheLayout, plan: Plan, position: int, start: int, rng: np.random.Generator, style: Style
+        self,
+        layout: CacheLayout,
+        plan: Plan,
+        query: int,
+        position: int,
+        start: int,
+        rng: np.random.Generator,
+        style: Style,
     ) -> Call:
         inputs: Arrays = {}
         roles = self.roles[plan.function]
         for name, info in plan.inputs.items():
             if name in layout.own_names():
                 continue
-            shape = tuple(dim for dim in info.shape or () if isinstance(dim, int))
-            if style.ordinary and name in layout.signature.masks:
-                inputs[name] = _slot_mask(shape, info.dtype, position, start)
-            elif style.ordinary and roles[name].kind == "position":
+            shape = layout.call_shape(info, query)
+            ring = name in dict(layout.signature.rings)  # has lost what a mask can't show any more
+            if (style.ordinary or ring) and name in layout.signature.masks:
+                inputs[name] = _slot_mask(shape, info.dtype, position, start, layout.windows.get(name))
+            elif name == layout.signature.counts or (style.ordinary and roles[name].kind == "position"):
                 count = np.arange(position, position + shape[-1])
                 inputs[name] = np.broadcast_to(count, shape).astype(numpy_dtype(info.dtype))
             else:
@@ -163,21 +173,21 @@ class Planner:
             if not fitting:
                 raise MiloptError(f"a prompt of {len(tokens)} tokens does not fit a context of {layout.context}")
             query = min((q for q in fitting if q >= len(tokens) - position), default=fitting[0])
-            call = self._step(layout, lengths[query], position, 0, rng, Style(ordinary=True))
+            call = self._step(layout, lengths[query], query, position, 0, rng, Style(ordinary=True))
             ids = [name for name, role in self.roles[call.function].items() if role.kind == "index"]
             if len(ids) != 1 or call.inputs[ids[0]].shape[-1] != query:
                 raise MiloptError(f"function {call.function!r} has no single input of {query} token ids")
             block = list(tokens[position : position + query])
             padded: Any = np.array(block + [0] * (query - len(block)), np.int32)
-            call.inputs[ids[0]] = padded.reshape(call.inputs[ids[0]].shape)
+            call.inputs[ids[0]] = np.array(np.broadcast_to(padded, call.inputs[ids[0]].shape))
             calls.append(call)
             position += len(block)
         return Trial(f"a prompt of {len(tokens)} tokens", tuple(calls))
 
 
-def _slot_mask(shape: tuple[int, ...], dtype: str, position: int, start: int) -> Array:
-    """A causal mask in slot order, for a sequence whose first token is in slot ``start``."""
-    seen = np.array(causal(shape, position))
+def _slot_mask(shape: tuple[int, ...], dtype: str, position: int, start: int, window: int | None) -> Array:
+    """A causal mask in slot order, for a sequence whose first token is in slot ``start``; perhaps a sliding one."""
+    seen = np.array(causal(shape, position, window))
     seen[..., :start] = False
     return seen if dtype == "bool" else np.where(seen, 0.0, MASKED).astype(numpy_dtype(dtype))
 

@@ -178,7 +178,10 @@ def _is_scores(var: Var) -> bool:
             return True
         if op.op_type not in ("mul", "real_div", "cast", "tanh", "reshape", "expand_dims", "squeeze", "transpose"):
             return False
-        var = next(each for _, each in arguments(op) if constant(each) is None)
+        computed = [each for _, each in arguments(op) if constant(each) is None]
+        if not computed:
+            return False  # a constant that nobody folded
+        var = computed[0]
     return False
 
 

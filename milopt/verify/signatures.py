@@ -29,7 +29,8 @@ def _differences(before: Plan, after: Plan, declared: CacheSignature | None) -> 
     ):
         for name in old:
             if name in now:
-                if (was := _type(old[name])) != (is_ := _type(now[name])):
+                columns = declared is not None and what == "input" and name in declared.masks
+                if (was := _type(old[name], columns)) != (is_ := _type(now[name], columns)):
                     yield f"{what} {name!r} of function {before.function!r} is {was} before, {is_} after"
             elif name not in gone:
                 yield f"{what} {name!r} of function {before.function!r} is gone"
@@ -56,13 +57,17 @@ def cached_shapes(before: CacheLayout, after: CacheLayout, old: Plan, new: Plan)
     for slot in before.signature.slots:
         was = before.dtype(slot, old), before.shape(slot, old)
         now = after.dtype(slot, new), after.shape(slot, new)
-        if was != now:
+        if was[1] != now[1] or (slot.dtype == "fp16" and was[0] != now[0]):
             return f"the cache {slot.present!r} is {was[0]}{list(was[1])} before, {now[0]}{list(now[1])} after"
     return None
 
 
-def _type(info: ValueInfo) -> str:
-    """Symbols are named anew by every program: only where they stand is compared."""
+def _type(info: ValueInfo, columns: bool) -> str:
+    """Symbols are named anew by every program: only where they stand is compared.
+
+    With ``columns``, it is a mask over the cache, whose number of columns is the form's.
+    """
     if info.shape is None:
         return info.dtype
-    return f"{info.dtype}[{', '.join('?' if isinstance(dim, str) else str(dim) for dim in info.shape)}]"
+    sizes = ["?" if isinstance(dim, str) else str(dim) for dim in info.shape]
+    return f"{info.dtype}[{', '.join((*sizes[:-1], 'columns') if columns else sizes)}]"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from milopt.errors import MiloptError, VerificationError
+from milopt.errors import EvaluationError, MiloptError, UnsupportedOps, VerificationError
 from milopt.metrics import Exact, Lossy, Metric
 from milopt.precisions import Precision
 from milopt.reports import Report
@@ -38,7 +38,8 @@ class Verifier:
     """Told of every pass by :meth:`milopt.Pipeline.run`; raises VerificationError when a verdict fails.
 
     ``mode`` is ``"each"``, ``"stage"`` (passes in a row whose metrics are of one kind are judged together, by the most
-    permissive of their bounds) or ``None`` for no comparison. A pass whose report says that nothing changed is not
+    permissive of their bounds), ``"end"`` (all are judged together, by the most permissive metric, in one comparison
+    with the model they began with) or ``None`` for no comparison. A pass whose report says that nothing changed is not
     compared by itself; if it changed something after all, the next comparison sees it. ``verdicts`` holds the names of
     the passes judged and what was found.
     """
@@ -55,9 +56,9 @@ class Verifier:
 
     @classmethod
     def of(cls, verify: str | None, model: Model, passes: Sequence[Pass]) -> Verifier:
-        """A verifier for ``verify``, which must be ``None``, ``"each"`` or ``"stage"``."""
-        if verify not in (None, "each", "stage"):
-            raise MiloptError(f"verify is 'each', 'stage' or None, not {verify!r}")
+        """A verifier for ``verify``, which must be ``None``, ``"each"``, ``"stage"`` or ``"end"``."""
+        if verify not in (None, "each", "stage", "end"):
+            raise MiloptError(f"verify is 'each', 'stage', 'end' or None, not {verify!r}")
         return cls(verify, model, passes)
 
     def passed(self, index: int, report: Report) -> None:
@@ -67,7 +68,7 @@ class Verifier:
         each = self._passes[index]
         if report:
             metric = report.metric or each.metric
-            if self._stage is not None and type(self._stage.metric) is not type(metric):
+            if self._mode != "end" and self._stage is not None and type(self._stage.metric) is not type(metric):
                 self._close()  # the pass turned out to need another metric than it declares
             self._join(each, report, metric)
         if self._mode == "each" or self._ends(index):
@@ -77,18 +78,26 @@ class Verifier:
         """Whether the next pass is of another kind, or there is none."""
         if index + 1 == len(self._passes):
             return True
+        if self._mode == "end":
+            return False
         return self._stage is not None and type(self._passes[index + 1].metric) is not type(self._stage.metric)
 
     def _join(self, each: Pass, report: Report, metric: Metric) -> None:
-        precise = freeze(self._model, also=self._safe_in)
-        judged = precise if isinstance(metric, Exact) else freeze(self._model, precision="declared")
+        if self._stage is not None:
+            metric = _weaker(self._stage.metric, metric)
+        try:
+            precise = freeze(self._model, also=self._safe_in)
+            judged = precise if isinstance(metric, Exact) else freeze(self._model, precision="declared")
+        except UnsupportedOps:
+            raise
+        except EvaluationError as error:
+            raise EvaluationError(f"what {each} leaves can't be run: {error}") from error
         if self._stage is None:
             assert self._last is not None
             self._stage = _Stage(self._last, judged, metric)
         stage = self._stage
         stage.passes.append(str(each))
-        stage.after, stage.report = judged, report
-        stage.metric = _weaker(stage.metric, metric)
+        stage.after, stage.report, stage.metric = judged, report, metric
         stage.signature = report.signature or stage.signature
         self._last = precise
 
@@ -116,4 +125,4 @@ def _weaker(one: Metric, other: Metric) -> Metric:
         return Exact(max(one.rtol, other.rtol), _joined([one.safe_in, other.safe_in]))
     if isinstance(one, Lossy) and isinstance(other, Lossy):
         return Lossy(min(one.min_snr_db, other.min_snr_db), min(one.min_top1, other.min_top1))
-    raise TypeError(f"{one} and {other} are of different kinds")
+    return one if isinstance(one, Lossy) else other  # what is exact lies within any bound

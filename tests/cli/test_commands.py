@@ -21,7 +21,7 @@ from tests.verify.decoders import Decoder
 
 Capture = pytest.CaptureFixture[str]
 
-COMMANDS = ("convert", "optimize", "verify", "run", "inspect", "diff", "passes", "generate", "demo")
+COMMANDS = ("convert", "optimize", "verify", "run", "inspect", "diff", "lint-numerics", "passes", "generate", "demo")
 
 
 def printed(capsys: Capture, *arguments: object, status: int = 0) -> str:
@@ -91,22 +91,53 @@ def test_verify_refuses(package: Path, capsys: Capture) -> None:
 
 def test_inspect(package: Path, capsys: Capture) -> None:
     told = printed(capsys, "inspect", package)
-    for expected in ("function decode (default)", "function prefill4", "9 (iOS 18)", "past_key_0", "9 linear", "29x16"):
+    for expected in (
+        "function decode (default), opset iOS18",
+        "function prefill4",
+        "9 (iOS18, macOS15, watchOS11, tvOS18)",
+        "past_key_0",
+        "9 linear",
+        "29x16",
+        "used by several functions",
+        "saved by sharing",
+    ):
         assert expected in told
+
+
+def test_inspect_one_function(package: Path, capsys: Capture) -> None:
+    told = printed(capsys, "inspect", package, "--function", "prefill4", "--weights", "1")
+    assert "function prefill4" in told
+    assert "function decode" not in told
+    assert "no function 'absent'" in refused(capsys, "inspect", package, "--function", "absent")
 
 
 def test_inspect_as_json(stateful: Path, capsys: Capture) -> None:
     facts: dict[str, Any] = json.loads(printed(capsys, "inspect", stateful, "--json"))
     decode = facts["functions"]["decode"]
+    assert facts == milopt.inspect(stateful).as_dict()
     assert facts["default_function"] == "decode"
-    assert decode["inputs"]["input_ids"] == {"dtype": "int32", "shape": [1, 1]}
-    assert decode["states"]["key_cache"] == {"dtype": "fp16", "shape": [2, 2, 24, 4]}
+    ids = {"kind": "array", "dtype": "int32", "shape": [1, 1], "array_type": "int32", "default_shape": [1, 1]}
+    assert decode["inputs"]["input_ids"] == ids
+    cache = decode["states"]["key_cache"]
+    assert (cache["kind"], cache["dtype"], cache["shape"]) == ("state", "fp16", [2, 2, 24, 4])
     assert decode["outputs"]["logits"]["shape"] == [1, 1, 29]
     assert decode["ops"]["linear"] == 9
     (head,) = [each for each in facts["weights"] if each["used_by"] == ["linear.weight"] and each["shape"] == [29, 16]]
     assert head["bytes"] == 29 * 16 * 2
+    assert head["functions"] == ["decode", "prefill4"]
     assert "milopt.cache" in facts["metadata"]
     assert facts["bytes"] == sum(each.stat().st_size for each in stateful.rglob("*") if each.is_file())
+
+
+def test_inspect_tells_compressed_weights(package: Path, tmp_path: Path, capsys: Capture) -> None:
+    model = load(package)
+    Pipeline.parse("palettize{bits=4,min_elements=64}").run(model)
+    small = model.save(tmp_path / "small.mlpackage")
+    told = printed(capsys, "inspect", small)
+    assert "palettized 4 bits, per tensor" in told
+    assert "instead of" in told
+    compressed: list[dict[str, Any]] = json.loads(printed(capsys, "inspect", small, "--json"))["compressed"]
+    assert all(each["steps"][0]["bits"] == 4 and each["bytes"] < each["dense_bytes"] for each in compressed)
 
 
 # --- passes
@@ -234,6 +265,7 @@ def options(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         (["--precision", "lut4"], "palettize{bits=4}", "float16"),
         (["--precision", "lut6"], "palettize", "float16"),
         (["--precision", "int4"], "quantize", "float16"),
+        (["--precision", "int8"], "quantize{dtype=int8}", "float16"),
     ],
 )
 def test_precisions(
@@ -246,10 +278,25 @@ def test_precisions(
     assert options["passes"] == ",".join([*kept, *([compression] if compression else [])])
 
 
+def test_convert_hands_on_what_it_is_told(options: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "o.mlpackage"
+    assert main(["convert", "model", "-o", str(out)]) == 0
+    names = ("context", "query_lengths", "batch", "logits", "route")
+    assert [options[name] for name in names] == [512, None, 1, "all", "trace"]
+    told = ["--query-lengths", "1,4,16", "--sequences", "2", "--logits", "last", "--route", "export"]
+    assert main(["convert", "model", "-o", str(out), *told]) == 0
+    assert [options[name] for name in names] == [512, (1, 4, 16), 2, "last", "export"]
+    assert main(["convert", "model", "-o", str(out), "--query-lengths", "flexible"]) == 0
+    assert options["query_lengths"] == "flexible"
+
+
 def test_convert_refuses(tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "o.mlpackage"
     assert "absent" in refused(capsys, "convert", tmp_path / "absent", "-o", out)
     assert "is a list like 1,64" in refused(capsys, "convert", tmp_path, "-o", out, "--query-lengths", "1;2")
+    twice = ("--query-lengths", "1,8", "--batch-size", "8")
+    assert "exclude each other" in refused(capsys, "convert", tmp_path, "-o", out, *twice)
+    assert "hf download nobody/nothing" in refused(capsys, "convert", "nobody/nothing", "-o", out)
     both = ("--precision", "lut4", "--passes", "fuse-sdpa")
     assert "write palettize{bits=4} into --passes" in refused(capsys, "convert", tmp_path, "-o", out, *both)
     neither = ("--no-passes", "--passes", "fuse-sdpa")

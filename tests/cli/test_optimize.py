@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from importlib.metadata import EntryPoint
@@ -12,7 +13,9 @@ import pytest
 from milopt.census import op_counts
 from milopt.cli import main
 from milopt.package import load
+from milopt.pipeline import Pipeline
 from milopt.registry import names
+from milopt.text import text
 from milopt.verify import compare
 from tests.cli.support import contents
 
@@ -54,11 +57,11 @@ def test_a_package_is_rewritten_verified_and_saved(package: Path, tmp_path: Path
     assert made.attachments == original.attachments
 
 
-@pytest.mark.parametrize("verify", ["each", "none"])
-def test_verification_each_or_none(verify: str, package: Path, tmp_path: Path, capsys: Capture) -> None:
+@pytest.mark.parametrize("verify", ["each", "end", "none"])
+def test_verification_each_at_the_end_or_none(verify: str, package: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "out.mlpackage"
     assert main(["optimize", str(package), "-o", str(out), "--passes", PASSES, "--verify", verify]) == 0
-    assert capsys.readouterr().out.count("no difference in 3 trials") == {"each": 2, "none": 0}[verify]
+    assert capsys.readouterr().out.count("no difference in 3 trials") == {"each": 2, "end": 1, "none": 0}[verify]
 
 
 def test_verbose_tells_the_steps_and_the_reasons(package: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -90,6 +93,125 @@ def test_a_wrong_pass_is_found_and_nothing_is_written(package: Path, tmp_path: P
     assert "first value that differs: scaled_0" in told.err
     assert "Traceback" not in told.err
     assert list(tmp_path.iterdir()) == []
+
+
+# --- what can be seen of a run
+
+
+def test_everything_as_json(package: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out.mlpackage"
+    assert main(["optimize", str(package), "-o", str(out), "--passes", f"{PASSES},palettize", "--json"]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    found = json.loads(told.out)
+    assert (found["source"], found["destination"], found["equal"]) == (str(package), str(out), True)
+    assert found["ops"]["decode"]["before"]["linear"] == found["ops"]["decode"]["after"]["conv"] == 9
+    assert found["package_bytes"]["after"] == sum(each.stat().st_size for each in out.rglob("*") if each.is_file())
+    passes = {each["name"]: each for each in found["report"]["passes"]}
+    assert list(passes) == ["canonicalize", "fuse-sdpa", "linear-to-conv", "palettize"]
+    rule = passes["fuse-sdpa"]["rules"]["FuseAttention"]
+    assert (rule["applied"], rule["matched"]) == (4, 4)
+    assert rule["tried"] >= 4
+    assert rule["seconds"] > 0
+    miss = passes["palettize"]["misses"][0]
+    assert miss["reason"].startswith("too small: ")
+    assert (miss["declined"], miss["near"], miss["function"]) == (True, True, "decode")
+    assert miss["place"]
+    assert "compression.py:" in miss["source"]
+    (verdict,) = found["report"]["verdicts"]
+    assert verdict["holds"]
+    assert verdict["subject"] == "fuse-sdpa, linear-to-conv"
+    assert {each["name"] for each in verdict["measured"]} >= {"logits"}
+
+
+TEXTS = ["00-input.mil", "01-fuse-sdpa.mil", "02-ct-common-noop_elimination.mil", "03-linear-to-conv.mil"]
+SPEC = "fuse-sdpa,ct:common::noop_elimination,linear-to-conv"
+
+
+def test_the_text_after_each_pass(package: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder, out = tmp_path / "texts", tmp_path / "out.mlpackage"
+    command = ["optimize", str(package), "--passes", SPEC, "--verify", "none", "--dump-dir", str(folder), "-o"]
+    assert main([*command, str(out), "--print-after", "fuse-sdpa"]) == 0
+    told = capsys.readouterr().out
+    assert sorted(each.name for each in folder.iterdir()) == TEXTS
+    texts = [(folder / name).read_text() for name in TEXTS]
+    assert texts[0] == text(load(package), weights="hash")
+    assert texts[-1] == text(load(out), weights="hash")
+    assert "softmax" in texts[0]
+    assert texts[1] == texts[2] != texts[3]  # the pass of coremltools changed nothing
+    model = load(package)
+    Pipeline.parse("fuse-sdpa").run(model)
+    assert told.startswith(f"# after fuse-sdpa: applied 4, missed 0\n{text(model)}")
+    assert "# after linear-to-conv" not in told
+
+    assert main([*command, str(tmp_path / "all.mlpackage"), "--print-after", "all", "--force"]) == 0
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("# after ")]
+    assert len(printed) == 3
+    assert sorted(each.name for each in folder.iterdir()) == TEXTS
+
+
+def test_texts_are_not_overwritten_by_surprise(package: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder, out = tmp_path / "texts", tmp_path / "out.mlpackage"
+    folder.mkdir()
+    (folder / "07-older.mil").write_text("of an earlier run")
+    (folder / "notes.mil").write_text("mine")
+    command = ("optimize", package, "-o", out, "--passes", "fuse-sdpa", "--dump-dir", folder)
+    told = refused(capsys, *command)
+    assert told == f"{folder / '07-older.mil'} exists; give --force to replace what an earlier run wrote"
+    assert not out.exists()
+    assert main([*map(str, command), "--force", "--verify", "none"]) == 0
+    assert sorted(each.name for each in folder.iterdir()) == ["00-input.mil", "01-fuse-sdpa.mil", "notes.mil"]
+    file = tmp_path / "file"
+    file.write_text("")
+    capsys.readouterr()
+    other = ("optimize", package, "-o", tmp_path / "other.mlpackage", "--dump-dir", file)
+    assert refused(capsys, *other) == f"{file} is no folder"
+
+
+@pytest.mark.usefixtures("no_work")
+def test_options_that_exclude_each_other(package: Path, tmp_path: Path, capsys: Capture) -> None:
+    command = ("optimize", package, "-o", tmp_path / "out.mlpackage", "--passes", "fuse-sdpa")
+    told = refused(capsys, *command, "--print-after", "palettize")
+    assert told == "there is no palettize in the pipeline to print after: fuse-sdpa"
+    assert refused(capsys, *command, "--json", "--print-after", "all").startswith("--json prints nothing else: ")
+    assert refused(capsys, *command, "--bisect", "--verify", "none").startswith("--bisect needs comparisons: ")
+    (tmp_path / "out.bisect").mkdir()
+    (tmp_path / "out.bisect" / "mine.txt").write_text("")
+    assert "out.bisect is not empty" in refused(capsys, *command, "--bisect")
+    assert "out.bisect holds mine.txt" in refused(capsys, *command, "--bisect", "--force")
+
+
+@pytest.mark.usefixtures("offered")
+def test_what_breaks_equality_is_found_and_written(package: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out.mlpackage"
+    command = ["optimize", str(package), "-o", str(out), "--passes", "canonicalize,wrong,fuse-sdpa", "--bisect"]
+    assert main(command) == 1
+    told = capsys.readouterr()
+    assert told.err.startswith("error: wrong, fuse-sdpa: differs: ")
+    lines = told.out.splitlines()
+    assert lines[0].startswith("wrong (pass 2 of 3) breaks equality with rewrite 1 of 4: Rescale at scaled_0 in decode")
+    folder = tmp_path / "out.bisect"
+    assert lines[-1] == f"reproduction: {folder}/reproduce.py"
+    assert not out.exists()
+    small = load(folder / "before.mlpackage")
+    assert sum(op_counts(each).total() for each in small.functions.values()) == 1
+    assert not compare(small, load(folder / "after.mlpackage"))
+    assert "milopt.Pipeline.parse('wrong').passes[0].run(after)" in (folder / "reproduce.py").read_text()
+
+    assert main([*command, "--json", "--force"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["equal"] is False
+    assert found["destination"] is None
+    assert (found["bisection"]["pass"], found["bisection"]["rule"]) == ("wrong", "Rescale")
+    assert found["bisection"]["ops"]["after"] == 1
+    assert not found["report"]["verdicts"][-1]["holds"]
+    assert found["report"]["verdicts"][-1]["difference"]["where"]["output"]
+
+
+def test_where_all_is_well_nothing_is_bisected(package: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.mlpackage"
+    assert main(["optimize", str(package), "-o", str(out), "--passes", "fuse-sdpa", "--bisect"]) == 0
+    assert [each.name for each in tmp_path.iterdir()] == ["out.mlpackage"]
 
 
 # --- what is refused
@@ -135,7 +257,7 @@ def test_arguments_that_are_wrong(package: Path, tmp_path: Path, capsys: Capture
     assert refused(capsys, "optimize", package).startswith("Missing option '--output'")
     assert refused(capsys, "optimise").startswith("No such command 'optimise'")
     told = refused(capsys, "optimize", package, "-o", tmp_path / "o.mlpackage", "--verify", "maybe")
-    assert "'maybe' is not one of 'each', 'stage', 'none'" in told
+    assert "'maybe' is not one of 'each', 'stage', 'end', 'none'" in told
 
 
 @pytest.fixture

@@ -305,8 +305,9 @@ def test_weights_that_are_not_finite() -> None:
 
 def test_old_opsets() -> None:
     old = linear_program(weights((48, 64)), opset=target.iOS15)
-    assert reasons(old) == ["w: needs iOS16, the function is for iOS15"]
-    assert reasons(linear_program(weights((48, 64)), opset=target.iOS17), bits=3) == ["w: 3 bits need iOS18"]
+    assert reasons(old) == ["w: needs iOS16, the function is iOS15"]
+    between = linear_program(weights((48, 64)), opset=target.iOS17)
+    assert reasons(between, bits=3) == ["w: needs iOS18, the function is iOS17"]
 
 
 def test_before_ios18_groups_become_one_table() -> None:

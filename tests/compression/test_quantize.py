@@ -234,7 +234,7 @@ def test_weights_that_are_not_finite() -> None:
 
 def test_old_opsets() -> None:
     old = linear_program(weights((48, 64)), opset=target.iOS17)
-    assert reasons(old) == ["w: needs iOS18, the function is for iOS17"]
+    assert reasons(old) == ["w: needs iOS18, the function is iOS17"]
 
 
 def test_operands_outputs_and_vectors() -> None:

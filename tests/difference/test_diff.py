@@ -12,14 +12,17 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import milopt
 from milopt.cli import main
+from milopt.difference.excerpts import excerpts
 from milopt.difference.result import SECTIONS, WEAK
-from milopt.mil import operations
+from milopt.mil import Program, Target, mb, operations
 from milopt.package import load
 from tests.package.packages import edited
-from tests.package.support import linear, loop, spec_of, write_spec
+from tests.package.support import linear, loop, program_of, spec_of, write_spec
 from tests.package.test_identity import FEATURES
 
 from .planted import PLANTED, one_weight
@@ -148,6 +151,54 @@ def test_long_lists_are_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     before, after = map(str, pair("another output", tmp_path))
     assert main(["diff", before, after, "--most", "1"]) == 1
     assert "more\n" in capsys.readouterr().out
+
+
+def wide(changed: int | None = None) -> Program:
+    """A concat of forty values of the same type; one of them may be another."""
+
+    def build(x: Any) -> Any:
+        pieces = [mb.mul(x=x, y=np.float32(index + 2), name=f"piece_{index}") for index in range(40)]
+        if changed is not None:
+            pieces[changed] = pieces[0]
+        return mb.concat(values=pieces, axis=0, name="joined")
+
+    return program_of(mb.program(input_specs=[mb.TensorSpec(shape=(4,))], opset_version=Target.iOS16)(build))
+
+
+@pytest.mark.parametrize("changed", [7, 30, 39])
+def test_what_changed_in_a_long_op_is_told(changed: int) -> None:
+    (found,) = [each for each in milopt.diff(wide(), wide(changed)).sections["ops"] if "joined" in each.what]
+    told = str(found)
+    assert len(found.before) > 600
+    assert len(told) < 2 * 160 + 40
+    before, _, after = told.partition(" -> ")
+    assert f"values[{changed}]=%piece_{changed}" in before
+    assert f"values[{changed}]=%piece_0" in after
+    assert all(each.count("%joined: fp32[160] = concat(") == 1 for each in (before, after))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("short", "shorter", ("short", "shorter")),
+        ("a b", "a c", ("a b", "a c")),
+        ("x" * 300 + "y", "x" * 300 + "z", (f"{'x' * 48}... {'x' * 24}y", f"{'x' * 48}... {'x' * 24}z")),
+        ("word " * 100, "word " * 100 + "more", (f"{'word ' * 9}wor... word ", f"{'word ' * 9}wor... word more")),
+        ("y" + "x" * 300, "z" + "x" * 300, ("y" + "x" * 156 + "...", "z" + "x" * 156 + "...")),
+        ("a\nb", "a b", ("a b", "a b")),
+        ("", "x" * 200, ("", "x" * 157 + "...")),
+    ],
+)
+def test_excerpts(before: str, after: str, told: tuple[str, str]) -> None:
+    assert excerpts(before, after, 160) == told
+
+
+@given(st.text("ab ,", max_size=400), st.text("ab ,", max_size=400))
+@settings(max_examples=100, deadline=None)
+def test_excerpts_differ_where_the_texts_do(before: str, after: str) -> None:
+    old, new = excerpts(before, after, 160)
+    assert max(len(old), len(new)) <= 160
+    assert (old == new) == (before == after)
 
 
 def test_what_is_no_package() -> None:

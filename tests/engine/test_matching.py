@@ -8,51 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from milopt.matching import Match, Matcher, unify_shapes
-from milopt.mil import Program, get_new_symbol, mb, target, types
-from milopt.pattern import Const, Ops, Scalar, Value, build
+from milopt.matching import unify_shapes
+from milopt.mil import get_new_symbol, mb, types
+from milopt.pattern import Const, Ops, Scalar, Value
 from milopt.reports import NoMatch
 
-
-def find(pattern: Callable[..., Any], program: Program) -> tuple[list[Match], Matcher]:
-    """All matches that end in the op of the program's first output."""
-    root, names = build(_Unbound(pattern))
-    matcher = Matcher(root, names)
-    producer = program.functions["main"].outputs[0].op
-    assert producer is not None
-    return list(matcher.matches(producer)), matcher
-
-
-class _Unbound:
-    """A pattern written as a plain function stands in for a rule's bound method."""
-
-    def __init__(self, pattern: Callable[..., Any]) -> None:
-        import inspect
-
-        self.pattern = pattern
-        self.__signature__ = inspect.signature(pattern)
-
-    def __call__(self, op: Ops, **variables: Any) -> Any:
-        return self.pattern(op, **variables)
-
-
-def program(
-    body: Callable[[Any], Any] | Callable[[Any, Any], Any], *shapes: tuple[Any, ...], dtype: type = types.fp32
-) -> Program:
-    """A program of the inputs a and, where there are two shapes, b."""
-    call: Callable[..., Any] = body
-
-    def one(a: Any) -> Any:
-        return call(a)
-
-    def two(a: Any, b: Any) -> Any:
-        return call(a, b)
-
-    specs = [mb.TensorSpec(shape, dtype) for shape in shapes]
-    return mb.program(input_specs=specs, opset_version=target.iOS18)(one if len(shapes) == 1 else two)
-
-
-X = (2, 3, 4)
+from .support import X, find, program
 
 
 def test_an_input_left_out_must_have_its_default() -> None:
@@ -135,7 +96,7 @@ def test_scalars_are_constants_of_one_element() -> None:
     matches, matcher = find(pattern, program(lambda a, b: mb.real_div(x=a, y=b), X, X))
     assert not matches
     assert matcher.why[0].format(*matcher.why[1]) == "s is computed, not a constant"
-    several = np.ones((1, 4), np.float32)
+    several = np.arange(1, 5, dtype=np.float32)
     matches, matcher = find(pattern, program(lambda a: mb.real_div(x=a, y=several), X))
     assert matcher.why[0].format(*matcher.why[1]) == "s is not a single number"
 
@@ -257,19 +218,3 @@ def test_symbols_are_equal_only_to_themselves() -> None:
     assert first == unify_shapes({"a": (a["a"], "B S E"), "again": (a["a"], "B S E")}).S
     with pytest.raises(NoMatch, match="but"):
         unify_shapes({"a": (a["a"], "B S E"), "b": (a["b"], "B E S")})
-
-
-def test_patterns_are_checked_when_they_are_built() -> None:
-    def nonsense(op: Ops, x: int) -> Any:
-        return op.relu(x=x)
-
-    with pytest.raises(TypeError, match="a pattern variable is a Value, a Scalar or a Const, not int"):
-        build(_Unbound(nonsense))
-
-    def nothing(op: Ops, x: Value) -> Any:
-        return x
-
-    with pytest.raises(TypeError, match="must return an op"):
-        build(_Unbound(nothing))
-    with pytest.raises(ValueError, match="at least two alternatives"):
-        Ops().one_of("tag", only=None)

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from milopt.huggingface import SelfCheckError, convert, trace, wrapper
-from milopt.huggingface.quiet import coremltools_repaired, gguf_read_once, tracing_quietly, transformers_quiet
-from milopt.huggingface.selfcheck import Sample, require_same
+from milopt.huggingface import ConversionError, SelfCheckError, convert, trace, wrapper
+from milopt.huggingface.quiet import gguf_read_once, tracing_quietly, transformers_quiet
+from milopt.huggingface.repairs import coremltools_repaired
+from milopt.huggingface.selfcheck import require_same
 from tests.huggingface.support import CONTEXT, library, llama
 
 _PATCHED = [
@@ -67,7 +68,7 @@ def test_a_conversion_that_fails_inside_coremltools_puts_everything_back(monkeyp
     trace(llama(), context=CONTEXT, query_length=2)  # imports modules that add warning filters of their own
     before = _globals()
     monkeypatch.setattr("coremltools.convert", fail)
-    with pytest.raises(RuntimeError, match="no converter"):
+    with pytest.raises(ConversionError, match="can't convert LlamaForCausalLM: RuntimeError: no converter"):
         convert(llama(), context=CONTEXT, query_lengths=(2,))
     assert held == [True]
     assert _globals() == before
@@ -122,15 +123,17 @@ def test_a_trace_that_froze_its_inputs_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.001])
-@pytest.mark.parametrize("place", range(3))
-def test_every_result_is_checked(place: int, value: float) -> None:
-    past, cache, logits = torch.ones(1, 1, 3, 2), torch.ones(1, 1, 4, 2), torch.ones(1, 2, 5)
-    sample = Sample((torch.zeros(1, 2),) * 3 + (past, past), (logits, cache, cache))
-    got = [logits.clone(), torch.ones(1, 1, 5, 2), torch.ones(1, 1, 5, 2)]
-    assert require_same("it", sample, got) == 0
+@pytest.mark.parametrize("place", ["logits", "present_key_0", "present_value_0"])
+def test_every_result_is_checked(place: str, value: float) -> None:
+    wanted = {"logits": torch.ones(1, 2, 5), "present_key_0": torch.ones(1, 1, 5, 2), "present_value_0": torch.ones(3)}
+    got = {name: each.clone() for name, each in wanted.items()}
+    assert require_same("it", wanted, got) == 0
     got[place].view(-1)[-1] = value
-    with pytest.raises(SelfCheckError, match=f"{('logits', 'present_key_0', 'present_value_0')[place]} differs by"):
-        require_same("it", sample, got)
+    with pytest.raises(SelfCheckError, match=f"{place} differs by .* first in here;"):
+        require_same("it", wanted, got, where=lambda: "here")
+    got[place] = wanted[place][:, None]
+    with pytest.raises(SelfCheckError, match=f"{place} differs by inf"):
+        require_same("it", wanted, got)
 
 
 def test_no_file_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Any
 
 import pytest
 
-from milopt.huggingface import ConversionError, convert
+from milopt.huggingface import ConversionError, convert, trace
+from milopt.huggingface.families import masks_of
+from milopt.huggingface.sources import open_source
+from tests.huggingface.families import FAMILIES
 from tests.huggingface.support import library, llama
 
 _FITTING: dict[str, Any] = {"context": 16, "query_lengths": (1, 4)}
@@ -46,28 +50,59 @@ def test_a_damaged_gguf_file(tmp_path: Path) -> None:
     _refused(tmp_path, r"a\.gguf: not a readable GGUF file")
 
 
+def test_a_model_name_that_is_not_on_disk() -> None:
+    _refused(
+        "nobody/nothing-1B", r"nobody/nothing-1B: no such file .*; to fetch this one: hf download nobody/nothing-1B\)"
+    )
+
+
+def test_a_model_name_in_the_cache(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = tmp_path / "models--someone--tiny-1"
+    (hub / "refs").mkdir(parents=True)
+    (hub / "refs/main").write_text("0123abcd")
+    shutil.copytree(folder, hub / "snapshots/0123abcd")
+    snapshot = library("huggingface_hub").snapshot_download
+    monkeypatch.setattr("huggingface_hub.snapshot_download", functools.partial(snapshot, cache_dir=tmp_path))
+    source = open_source("someone/tiny-1", context=16)
+    assert (source.name, source.architecture, source.kind) == ("tiny-1", "LlamaForCausalLM", "decoder")
+
+
 def test_an_unsupported_architecture_in_a_folder(tmp_path: Path) -> None:
-    library("transformers").GPT2Config(architectures=["GPT2LMHeadModel"]).save_pretrained(tmp_path)
-    _refused(tmp_path, "GPT2LMHeadModel is not supported: only LlamaForCausalLM")
+    library("transformers").T5Config(architectures=["T5ForConditionalGeneration"]).save_pretrained(tmp_path)
+    _refused(tmp_path, "T5ForConditionalGeneration is an encoder with a decoder")
 
 
-def test_an_unsupported_architecture_in_memory() -> None:
+def test_a_stack_of_layers_without_a_head() -> None:
     transformers = library("transformers")
-    config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=8)
-    _refused(transformers.GPT2LMHeadModel(config), "GPT2LMHeadModel is not supported")
+    config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=8, bos_token_id=1, eos_token_id=2)
+    _refused(transformers.GPT2Model(config), "GPT2Model is neither a causal language model nor an encoder")
+
+
+def test_layers_of_another_kind() -> None:
+    config = library("transformers").Lfm2Config(num_hidden_layers=2, layer_types=["conv", "full_attention"])
+    with pytest.raises(ConversionError, match="Lfm2ForCausalLM has layers of type 'conv'"):
+        masks_of("Lfm2ForCausalLM", config)
 
 
 def test_something_that_is_no_model() -> None:
     _refused(3, "a int is neither a path nor a transformers model")
 
 
-def test_rope_that_depends_on_the_length() -> None:
-    parameters = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
-    _refused(llama(rope_parameters=parameters), "RoPE of type 'dynamic' is not supported")
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rope_that_depends_on_the_length(kind: str) -> None:
+    parameters = {"rope_type": kind, "original_max_position_embeddings": 24, "rope_theta": 10000.0, "factor": 2.0}
+    factors = {name: [1.5] * 8 for name in ("short_factor", "long_factor")} if kind == "longrope" else {}
+    model = llama(rope_parameters={**parameters, **factors})
+    _refused(model, f"RoPE of type '{kind}' .* fixed up to 24 positions only, and the context is 25", context=25)
+    assert trace(model, context=24, query_length=2).difference < 1e-5
 
 
 def test_a_context_beyond_the_positions() -> None:
     _refused(llama(), "context 65 is more than the 64 positions", context=65)
+
+
+def test_a_context_beyond_learned_positions() -> None:
+    _refused(FAMILIES["gpt-2"].make(), "context 129 is more than the 128 positions", context=129)
 
 
 @pytest.mark.parametrize(

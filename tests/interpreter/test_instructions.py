@@ -215,7 +215,8 @@ def test_numbers_have_the_bits_of_tensors(op: str, dtype: Any) -> None:
 
 
 @given(
-    made=mil.programs(ops=mil.ELEMENTWISE | mil.REDUCTION, max_ops=12, max_side=2, dtype="fp16"), seed=st.integers(0, 9)
+    made=mil.programs(ops=mil.ELEMENTWISE | mil.REDUCTION, max_ops=12, max_side=2, dtypes=["fp16"]),
+    seed=st.integers(0, 9),
 )
 @settings(max_examples=60, deadline=None)
 def test_programs_on_few_elements_give_the_same_bits(made: Program, seed: int) -> None:

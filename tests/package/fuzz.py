@@ -1,4 +1,4 @@
-"""Mutated packages, thousands of them: each is loaded and saved, or refused in one line.
+"""Mutated packages, thousands of them: each is loaded, told of and saved, or refused in one line.
 
     python -m tests.package.fuzz [--count 2000] [--seed N]
 
@@ -9,6 +9,7 @@ must load again and say the same. A mutant that does otherwise is shrunk by Hypo
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import shutil
 import signal
@@ -22,6 +23,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, seed, settings
 
 from milopt.errors import PackageError
+from milopt.inspection import inspect
 from milopt.package import load
 from milopt.text import text
 
@@ -88,6 +90,7 @@ def attempt(package: Path, output: Path) -> str:
     except PackageError as error:
         return refusal("load", error)
     said = text(model, weights="hash")
+    json.dumps(inspect(model).as_dict())  # whatever can be loaded can be told
     try:
         model.save(output)
     except PackageError as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coremltools.proto import MIL_pb2, Model_pb2
+from coremltools.proto import MIL_pb2
 
 from milopt.errors import MiloptError, PackageError
 from milopt.mil import Target, mb, operations, types
@@ -60,7 +60,7 @@ def test_things_that_are_no_package(tmp_path: Path) -> None:
     (tmp_path / "empty.mlpackage").mkdir()
     (tmp_path / "network.mlmodel").write_bytes(b"\x08\x04")
     (tmp_path / "compiled.mlmodelc").mkdir()
-    assert "is a single file, which holds no ML Program" in refused(tmp_path / "network.mlmodel")
+    assert "is a model of no type" in refused(tmp_path / "network.mlmodel")
     assert "is a compiled model" in refused(tmp_path / "compiled.mlmodelc")
     assert "no such file" in refused(tmp_path / "absent.mlpackage")
     assert "can't be read" in refused(tmp_path / ("a" * 300))
@@ -135,16 +135,6 @@ def test_specification_cut_anywhere(package: Path) -> None:
     for length in range(0, len(content), 97):
         (package / SPEC).write_bytes(content[:length])
         refused(package)
-
-
-def test_only_ml_programs(package: Path) -> None:
-    spec = Model_pb2.Model(specificationVersion=4)
-    spec.neuralNetwork.SetInParent()
-    write_spec(package, spec)
-    assert "is a neuralNetwork; milopt reads ML Programs only" in refused(package)
-    spec.pipeline.SetInParent()
-    write_spec(package, spec)
-    assert "is a pipeline; milopt reads ML Programs only" in refused(package)
 
 
 def test_weight_file_cut_short(package: Path) -> None:

@@ -8,15 +8,16 @@ from typing import Any
 import coremltools as ct
 import pytest
 from coremltools.converters.mil.mil import get_new_symbol
-from coremltools.proto import FeatureTypes_pb2, Model_pb2
+from coremltools.proto import FeatureTypes_pb2, MIL_pb2, Model_pb2
 
+import milopt
 from milopt.errors import MiloptError, PackageError
-from milopt.mil import Target, Var, mb, types
+from milopt.mil import Target, Var, is_symbolic, mb, types
 from milopt.package import Model, load
 from milopt.package.describing import build_description
 from milopt.package.fitting import fits
 
-from .support import counter, linear, program_of, two_functions
+from .support import counter, linear, program_of, spec_of, two_functions
 
 ARRAY = FeatureTypes_pb2.ArrayFeatureType
 IMAGE = FeatureTypes_pb2.ImageFeatureType
@@ -176,3 +177,32 @@ def test_what_fits_a_symbolic_value() -> None:
     flexible = value(get_new_symbol(), 16)
     assert fits(array_feature(ARRAY.FLOAT32, 3, 16, ranges=((1, -1), (16, 16))), flexible)
     assert not fits(array_feature(ARRAY.FLOAT32, 3, 8), flexible)
+
+
+def test_inputs_that_share_a_symbol(tmp_path: Path) -> None:
+    """The format has no name for a dimension: in the process nothing is lost, in a package the sizes are kept."""
+    symbol = get_new_symbol()
+
+    def build(x: Any, y: Any) -> Any:
+        return mb.matmul(x=x, y=y, name="z")
+
+    inputs = [mb.TensorSpec(shape=(4, symbol), dtype=types.fp32), mb.TensorSpec(shape=(symbol, 4), dtype=types.fp32)]
+    program = program_of(mb.program(input_specs=inputs, opset_version=Target.iOS16)(build))
+    sizes = ct.RangeDim(1, 8, default=2)
+    program.functions["main"].set_input_types(
+        (ct.TensorType(name="x", shape=(4, sizes)), ct.TensorType(name="y", shape=(sizes, 4)))
+    )
+    assert [each.name for each in MIL_pb2.Dimension.UnknownDimension.DESCRIPTOR.fields] == ["variadic"]
+    model = load(program)
+    package = model.save(tmp_path / "a.mlpackage")
+    for each in (model, model.clone()):
+        x, y = each.function().inputs.values()
+        assert x.shape[1] is y.shape[0] is symbol
+    x, y = load(package).function().inputs.values()
+    assert is_symbolic(x.shape[1])
+    assert is_symbolic(y.shape[0])
+    assert x.shape[1] != y.shape[0]
+    described = [each.type.multiArrayType for each in spec_of(package).description.input]
+    bounds = [[(each.lowerBound, each.upperBound) for each in one.shapeRange.sizeRanges] for one in described]
+    assert bounds == [[(4, 4), (1, 8)], [(1, 8), (4, 4)]]
+    assert milopt.diff(package, load(package)).identical

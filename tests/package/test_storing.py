@@ -17,7 +17,7 @@ from milopt.mil import Operation, Program, Target, mb, operations, replace_uses,
 from milopt.package import Model, load
 from milopt.package.blobs import ELEMENTS
 from milopt.package.packing import pack, unpack
-from milopt.package.weights import piece_of
+from milopt.package.weights import Mapping, piece_of
 from milopt.text import text
 
 from .packages import block_of
@@ -159,14 +159,61 @@ def test_large_weights_are_copied_by_the_system(
     assert (again / WEIGHTS).read_bytes() == (package / WEIGHTS).read_bytes()
 
 
-def test_weight_file_that_was_cut_since(tmp_path: Path) -> None:
-    package = load(table(weight(600, 1000))).save(tmp_path / "a.mlpackage")
-    model = load(package)
+CUT = r"^a\.mlpackage: weights/weight\.bin was cut to 300000 bytes since it was loaded, when it had \d+$"
+
+
+def cut(package: Path) -> None:
     with (package / WEIGHTS).open("r+b") as file:
         file.truncate(300_000)
-    with pytest.raises(PackageError, match=r"shorter than when it was read|Bad address"):
-        model.save(tmp_path / "b.mlpackage")
-    assert [each.name for each in tmp_path.iterdir()] == ["a.mlpackage"]
+
+
+def nothing(_: Mapping) -> None:
+    pass
+
+
+def refuses_to_save(model: Model, folder: Path) -> None:
+    with pytest.raises(PackageError, match=CUT):
+        model.save(folder / "b.mlpackage")
+    assert [each.name for each in folder.iterdir()] == ["a.mlpackage"]
+
+
+@pytest.mark.parametrize("noticed", [True, False], ids=["before", "while it is read"])
+@pytest.mark.parametrize("copies", [True, False], ids=["by the system", "by hand"])
+@pytest.mark.parametrize("several", [True, False])
+def test_weight_file_that_was_cut_since(
+    noticed: bool, copies: bool, several: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, where looking at the mapping would end the process; ``several`` of a size are compared first."""
+    arrays = [weight(600, 1000), weight(1000, 600)] if several else [weight(600, 1000)]
+    package = load(table(*arrays)).save(tmp_path / "a.mlpackage")
+    model = load(package)
+    cut(package)
+    if not noticed:
+        monkeypatch.setattr(Mapping, "check", nothing)
+    if not copies:
+        monkeypatch.delattr(os, "copy_file_range", raising=False)
+    refuses_to_save(model, tmp_path)
+
+
+def test_a_view_of_a_weight_file_that_was_cut_since(tmp_path: Path) -> None:
+    """An array that views the mapping in another order can't be copied as bytes."""
+    package = load(table(weight(600, 1000))).save(tmp_path / "a.mlpackage")
+    model = load(package)
+    old = constant_named(model, "w0")
+    var: Any = old.outputs[0]
+    var._sym_val.val = var.val[::-1]
+    assert piece_of(var.val) is None
+    cut(package)
+    refuses_to_save(model, tmp_path)
+
+
+def test_packed_elements_of_a_weight_file_that_was_cut_since(tmp_path: Path) -> None:
+    package = load(table(array_of("int4", 1000, 1003))).save(tmp_path / "a.mlpackage")
+    model = load(package)
+    cut(package)
+    with pytest.raises(PackageError, match=CUT):
+        _ = constant_named(model, "w0").outputs[0].val
+    refuses_to_save(model, tmp_path)
 
 
 def test_several_files(tmp_path: Path) -> None:

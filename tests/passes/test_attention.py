@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from milopt.metrics import Lossy
-from milopt.mil import Program, mb, target, types
+from milopt.mil import Program, get_new_symbol, mb, target, types
 from milopt.package import load
 from milopt.passes.attention import FuseAttention, FuseSdpa
 from milopt.reports import Report
@@ -37,13 +37,17 @@ def attention(
     axis: int = -1,
     extra: str = "",
     opset: Any = target.iOS18,
+    q_lead: tuple[int, ...] | None = None,
+    k_lead: tuple[int, ...] | None = None,
     v_lead: tuple[int, ...] | None = None,
+    size: Any = E,
 ) -> Program:
     """One attention, spelled as asked. Head sizes of k and v differ, and the scale is not 1/sqrt(E)."""
     number = (np.float16 if dtype is types.fp16 else np.float32)(scale)
-    k_shape = (*lead, E, S) if keys == "columns" else (*lead, S, E)
+    by_columns = keys.startswith("columns") and keys != "columns of rows"
+    k_shape = (*(k_lead or lead), size, S) if by_columns else (*(k_lead or lead), S, size)
     specs = [
-        mb.TensorSpec((*lead, L, E), dtype),
+        mb.TensorSpec((*(q_lead or lead), L, size), dtype),
         mb.TensorSpec((B, S, H, E), dtype) if keys == "transposed" else mb.TensorSpec(k_shape, dtype),
         mb.TensorSpec((*(v_lead or lead), S, D), dtype),
         mb.TensorSpec(mask or (1,), dtype),
@@ -51,12 +55,16 @@ def attention(
 
     @mb.program(input_specs=specs, opset_version=opset)
     def program(q: Any, k: Any, v: Any, m: Any) -> Any:
-        if where == "query":
+        if where in ("query", "both"):
             q = mb.mul(x=number, y=q)
         if keys == "transposed":
             k = mb.transpose(x=k, perm=[0, 2, -1, -3])
+        if keys == "columns of rows":
+            k = mb.transpose(x=k, perm=[0, 1, 3, 2])
+        if keys == "columns of an op":
+            k = mb.abs(x=k)
         scores = mb.matmul(x=q, y=k, transpose_y=keys == "rows", name="scores")
-        if where == "scores":
+        if where in ("scores", "both"):
             scores = mb.real_div(x=scores, y=number) if divide else mb.mul(x=scores, y=number)
         if mask is not None:
             scores = mb.add(x=m, y=scores) if mask_first else mb.add(x=scores, y=m)
@@ -96,6 +104,23 @@ SPELLINGS: dict[str, dict[str, Any]] = {
     "rank 3": {"lead": (B,), "mask": (B, L, S)},
     "rank 5": {"lead": (1, B, H), "mask": (1, 1, 1, L, S)},
     "axis counted from the front": {"axis": 3},
+    "two scales": {"where": "both"},
+    "divided by one": {"divide": True, "scale": 1.0},
+    "times zero": {"scale": 0.0},
+    "no scale and two features": {"where": "nowhere", "size": 2},
+    "keys as columns, rank 3": {"lead": (B,), "mask": None, "keys": "columns"},
+    "keys as columns, rank 5": {"lead": (1, B, H), "mask": None, "keys": "columns"},
+    "keys as columns of rows": {"keys": "columns of rows"},
+    "keys as columns that an op computes": {"keys": "columns of an op"},
+}
+# beside the attention itself; the scale of q, where nothing is said
+LEFT: dict[str, list[str]] = {
+    "exact scale": [],
+    "keys as columns": ["mul", "transpose"],
+    "keys transposed": ["mul", "transpose"],
+    "keys as columns, rank 3": ["mul", "transpose"],
+    "keys as columns, rank 5": ["mul", "transpose"],
+    "keys as columns that an op computes": ["abs", "mul", "transpose"],
 }
 
 
@@ -103,32 +128,54 @@ SPELLINGS: dict[str, dict[str, Any]] = {
 def test_fuses(spelling: str) -> None:
     program, report = fused(lambda: attention(**SPELLINGS[spelling]))
     assert report.applied == 1, str(report)
-    assert "softmax" not in op_types(program)
-    assert op_types(program).count("scaled_dot_product_attention") == 1
+    assert op_types(program) == [*LEFT.get(spelling, ["mul"]), "scaled_dot_product_attention"]
 
 
-REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
-    "weights used": ({"extra": "weights"}, "a matched value is also used outside the match"),
-    "weights returned": ({"extra": "output"}, "a matched value is also an output"),
-    "softmax over rows": ({"axis": 2, "mask": None}, "softmax's axis is not -1"),
-    "old opset": ({"opset": target.iOS17}, "scaled_dot_product_attention needs iOS18, the function is iOS17"),
-    "mask shifts all": ({"mask": (1, 1, L, 1)}, f"the mask has (1,) columns for {S} keys"),
-    "v has fewer heads": ({"v_lead": (B, 1)}, f"v: *B is ({B}, 1), but ({B}, {H}) before"),
+REFUSALS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "weights used": ({"extra": "weights"}, "weights", "a matched value is also used outside the match"),
+    "weights returned": ({"extra": "output"}, "weights", "a matched value is also an output"),
+    "softmax over heads": ({"axis": 1, "mask": None}, "scores", "the softmax runs over axis -3, which has no keys"),
+    "softmax over rows": ({"axis": 2, "mask": None}, "out", "the weights are not summed over the keys"),
+    "old opset": ({"opset": target.iOS17}, "out", "needs iOS18, the function is iOS17"),
+    "mask shifts all": ({"mask": (1, 1, L, 1)}, "m", f"the mask has (1,) columns for {S} keys"),
+    "q has fewer heads": ({"q_lead": (B, 1)}, "k", f"k: *B is ({B}, {H}), but ({B}, 1) before"),
+    "k has fewer heads": ({"k_lead": (B, 1)}, "v", f"v: *B is ({B}, {H}), but ({B}, 1) before"),
+    "v has fewer heads": ({"v_lead": (B, 1)}, "v", f"v: *B is ({B}, 1), but ({B}, {H}) before"),
+    "rank 2": ({"lead": (), "mask": None}, "q", "rank 2 has no batch dimension"),
+    "flexible head size": ({"size": get_new_symbol()}, "q", "the head size is not known"),
+    "divided by zero": ({"divide": True, "scale": 0.0}, "out", "the scores are divided by zero"),
+    "a scale beyond fp16": (
+        {"scale": 6e4, "dtype": types.fp16},
+        "out",
+        "a scale of 169706 on q is no fp16",
+    ),
 }
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered")
 @pytest.mark.parametrize("case", REFUSALS)
 def test_refuses_with_its_reason(case: str) -> None:
-    options, reason = REFUSALS[case]
-    program = attention(**options)
+    options, place, reason = REFUSALS[case]
+    program = attention(**options) if options.get("lead") != () else attention_of_rank_2()
     before = text(program)
     report = apply(FuseAttention(), program)
     assert not report
-    assert reason in [miss.reason for miss in report.misses]
+    assert (place, reason) in [(miss.place, miss.reason) for miss in report.misses]
     assert text(program) == before
 
 
-def test_mask_of_another_dtype_is_refused() -> None:
+def attention_of_rank_2() -> Program:
+    specs = [mb.TensorSpec((L, E)), mb.TensorSpec((S, E)), mb.TensorSpec((S, D))]
+
+    @mb.program(input_specs=specs, opset_version=target.iOS18)
+    def program(q: Any, k: Any, v: Any) -> Any:
+        weights = mb.softmax(x=mb.matmul(x=q, y=k, transpose_y=True), axis=-1)
+        return mb.matmul(x=weights, y=v, name="out")
+
+    return program
+
+
+def test_a_shift_of_all_scores_is_no_mask() -> None:
     @mb.program(
         input_specs=[mb.TensorSpec((1, L, E)), mb.TensorSpec((1, S, E)), mb.TensorSpec((1, S, D))],
         opset_version=target.iOS18,
@@ -140,6 +187,27 @@ def test_mask_of_another_dtype_is_refused() -> None:
 
     report = apply(FuseAttention(), program)
     assert [miss.reason for miss in report.misses if miss.declined] == [f"the mask has no columns for {S} keys"]
+
+
+def test_two_scales_whose_product_fp16_does_not_hold_stay_two() -> None:
+    """1e-5 twice: their product is 0 in fp16, and scores of zero are other scores."""
+    program, report = fused(lambda: attention(scale=1e-5, where="both", dtype=types.fp16))
+    assert report.applied == 1
+    assert op_types(program) == ["mul", "mul", "scaled_dot_product_attention"]
+
+
+def test_a_scale_one_step_beside_the_exact_one() -> None:
+    """1/sqrt(8) and 1/2 in fp32, the number beside it: as near as fp32 comes, so that no product is needed."""
+    beside = np.nextafter(np.float32(1 / sqrt(E)), np.float32(0))
+    assert 2.0**-24 < abs(float(beside) * sqrt(E) - 1) < 2.0**-23
+    for scale, size in ((float(beside), E), (0.5 + 2.0**-24, 4)):
+        model = load(attention(scale=scale, size=size))
+        report = FuseSdpa().run(model)
+        assert op_types(model.program) == ["scaled_dot_product_attention"]
+        assert (report.notes, report.metric) == ([], None)
+    two_steps = load(attention(scale=0.5 + 2.0**-23, size=4))
+    FuseSdpa().run(two_steps)
+    assert op_types(two_steps.program) == ["mul", "scaled_dot_product_attention"]
 
 
 def test_shared_query_scale_stays_where_others_need_it() -> None:
@@ -193,10 +261,13 @@ def test_fp16_scale_that_fp16_can_only_round_is_judged_by_another_metric() -> No
     model = load(attention(scale=1 / sqrt(E), dtype=types.fp16))
     report = FuseSdpa().run(model)
     assert report.applied == 1
-    assert isinstance(report.metric, Lossy)
+    assert report.metric == Lossy(min_snr_db=40)
+    assert report.notes == ["a scale is the fp16 rounding of what scaled_dot_product_attention computes exactly"]
     assert "mul" not in op_types(model.program)
-    exact = FuseSdpa().run(load(attention(scale=0.5, where="scores", dtype=types.fp32)))
-    assert exact.metric is None
+    others: tuple[dict[str, Any], ...] = ({"scale": 0.5}, {"scale": 0.0, "dtype": types.fp16}, {"scale": 1 / sqrt(E)})
+    for options in others:
+        exact = FuseSdpa().run(load(attention(**options)))
+        assert (exact.applied, exact.notes, exact.metric) == (1, [], None)
 
 
 def test_nothing_is_left_to_do_after_the_first_time() -> None:

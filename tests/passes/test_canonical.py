@@ -252,7 +252,7 @@ def embedding(
 
     @mb.program(input_specs=[mb.TensorSpec((1, 5), types.int32)], opset_version=target.iOS17)
     def built(ids: Any) -> Any:
-        return mb.gather(x=values, indices=indices(ids), axis=axis, name="out")
+        return mb.gather(x=mb.const(val=values, name="table"), indices=indices(ids), axis=axis, name="out")
 
     return built
 
@@ -296,29 +296,35 @@ def _other_axis(ids: Any) -> Any:
     return _guard(ids, 40, None)
 
 
-REFUSALS: dict[str, tuple[Program, str]] = {
+REFUSALS: dict[str, tuple[Program, str, str]] = {
     "computed indices": (
-        embedding(lambda ids: _guard(mb.sub(x=ids, y=3), 40, None)),
+        embedding(lambda ids: _guard(mb.sub(x=ids, y=3, name="before"), 40, None)),
+        "before",
         "its indices are computed, and may be negative",
     ),
     "another number": (
         embedding(lambda ids: _guard(ids, 39, None)),
+        "table",
         "its guard adds 39, but its table has 40 rows",
     ),
     "the number of another axis": (
         embedding(_other_axis, table=np.ones((40, 3), np.float32), axis=1),
+        "table",
         "its guard adds 40, but its table has 3 rows",
     ),
     "more rows than int16 counts": (
-        embedding(lambda ids: mb.cast(x=ids, dtype="int16"), table=np.ones((2**15 + 1, 1), F16)),
+        embedding(lambda ids: mb.cast(x=ids, dtype="int16", name="cut"), table=np.ones((2**15 + 1, 1), F16)),
+        "cut",
         "32769 rows don't fit int16, and the cast changes indices",
     ),
     "more rows than a guard's int8 counts": (
         embedding(lambda ids: _guard(ids, 200, "int8"), rows=200),
+        "ids",
         "200 rows don't fit int8, and the cast changes indices",
     ),
     "fractions": (
-        embedding(lambda ids: mb.cast(x=mb.cast(x=ids, dtype="fp16"), dtype="int32")),
+        embedding(lambda ids: mb.cast(x=mb.cast(x=ids, dtype="fp16", name="half"), dtype="int32")),
+        "half",
         "its indices come from fp16",
     ),
 }
@@ -326,12 +332,67 @@ REFUSALS: dict[str, tuple[Program, str]] = {
 
 @pytest.mark.parametrize("case", REFUSALS)
 def test_refusals(case: str) -> None:
-    built, reason = REFUSALS[case]
+    built, place, reason = REFUSALS[case]
     before = text(built)
     report = run(built)
     assert not report
-    assert reason in [miss.reason for miss in report.misses]
+    assert (place, reason) in [(miss.place, miss.reason) for miss in report.misses]
     assert text(built) == before
+
+
+def test_a_table_of_any_number_of_rows() -> None:
+    specs = [mb.TensorSpec((get_new_symbol(), 3)), mb.TensorSpec((1, 5), types.int32)]
+
+    @mb.program(input_specs=specs, opset_version=target.iOS17)
+    def built(table: Any, ids: Any) -> Any:
+        return mb.gather(x=table, indices=mb.cast(x=ids, dtype="int16"), axis=0, name="out")
+
+    report = run(built)
+    reasons = [(miss.place, miss.reason) for miss in report.misses if miss.declined]
+    assert reasons == [("table", "its table has a flexible number of rows")]
+
+
+def test_indices_that_are_not_int32() -> None:
+    @mb.program(input_specs=[mb.TensorSpec((1, 5), types.fp32)], opset_version=target.iOS17)
+    def built(floats: Any) -> Any:
+        return mb.gather(x=np.ones((40, 3), np.float32), indices=mb.cast(x=floats, dtype="int32"), axis=0, name="out")
+
+    report = run(built)
+    reasons = [(miss.place, miss.reason) for miss in report.misses if miss.declined]
+    assert reasons == [("floats", "its indices are fp32")]
+
+
+def test_gathers_keep_what_they_say() -> None:
+    specs = [mb.TensorSpec((2, 5, 40), types.fp32), mb.TensorSpec((2, 7), types.int32)]
+
+    def build() -> Program:
+        @mb.program(input_specs=specs, opset_version=target.iOS17)
+        def built(table: Any, ids: Any) -> Any:
+            return mb.gather(
+                x=table,
+                indices=mb.cast(x=ids, dtype="int16"),
+                axis=-1,
+                batch_dims=1,
+                validate_indices=True,
+                name="out",
+            )
+
+        return built
+
+    after = build()
+    assert run(after).applied == 1
+    (gather,) = [op for op in operations(after.functions["main"]) if op.op_type == "gather"]
+    assert (gather.axis.val, gather.batch_dims.val, gather.validate_indices.val) == (-1, 1, True)
+    assert op_types(after) == ["gather"]
+
+
+def test_reasons_are_told_once_however_often_the_rules_run() -> None:
+    def indices(ids: Any) -> Any:
+        return mb.cast(x=mb.cast(x=mb.identity(x=ids), dtype="fp16"), dtype="int32")
+
+    report = run(embedding(indices))
+    assert report.applied == 1
+    assert len({(miss.rule, miss.place, miss.reason) for miss in report.misses}) == len(report.misses)
 
 
 def test_the_last_row_of_int16_is_reached() -> None:
@@ -344,13 +405,13 @@ def test_dead_ops() -> None:
     @mb.program(input_specs=[mb.TensorSpec(SHAPE, types.fp32)], opset_version=target.iOS17)
     def built(x: Any) -> Any:
         unused = mb.exp(x=mb.add(x=x, y=3.0))
-        mb.reduce_sum(x=unused)
+        mb.reduce_sum(x=mb.sin(x=mb.cos(x=unused)))
         mb.const(val=np.ones(3, np.float32))
         return mb.abs(x=x, name="out")
 
     report = run(built)
-    # exp, add, reduce_sum and the constant; not the constants of those
-    assert (report.applied, report.notes) == (4, ["4 dead ops removed"])
+    # exp, add, cos, sin, reduce_sum and the constant; not the constants of those
+    assert (report.applied, report.notes) == (6, ["6 dead ops removed"])
     assert [op.op_type for op in operations(built.functions["main"])] == ["abs"]
 
 
@@ -395,10 +456,11 @@ def test_states_are_kept() -> None:
     @mb.program(input_specs=specs, opset_version=target.iOS18)
     def built(x: Any, cache: Any, unused: Any) -> Any:
         mb.exp(x=mb.read_state(input=unused))  # coremltools refuses a state that nothing reads
+        mb.exp(x=mb.read_state(input=cache))  # of this one there is another
         mb.coreml_update_state(state=cache, value=mb.identity(x=x))
         return mb.add(x=mb.read_state(input=cache), y=x, name="out")
 
-    assert run(built).applied == 2
+    assert run(built).applied == 4
     assert op_types(built) == ["read_state", "coreml_update_state", "read_state", "add"]
     state = make_state(load(built))
     x = np.arange(3, dtype=F16)

@@ -89,11 +89,11 @@ def test_a_value_in_between_stays_for_its_other_users() -> None:
 @pytest.mark.parametrize(
     ("rule", "steps", "reason"),
     [
-        (MergeTransposes(), (squeeze(1), transpose(1, 0, 2)), "its operand is no transpose"),
+        (MergeTransposes(), (squeeze(1), transpose(1, 0, 2)), "wanted transpose, found squeeze"),
         (CancelSqueeze(), (expand(0), squeeze(2)), "axes [0] are added, [2] removed"),
-        (CancelSqueeze(), (squeeze(1),), "its operand is no expand_dims"),
+        (CancelSqueeze(), (squeeze(1),), "wanted expand_dims, found an input"),
         (CancelExpandDims(), (squeeze(1), expand(0)), "axes [1] are removed, [0] added"),
-        (CancelExpandDims(), (expand(0),), "its operand is no squeeze"),
+        (CancelExpandDims(), (expand(0),), "wanted squeeze, found an input"),
     ],
 )
 def test_refuses_with_its_reason(rule: Any, steps: Sequence[Step], reason: str) -> None:

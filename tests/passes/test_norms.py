@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from milopt.interpreter import evaluate
 from milopt.mil import Program, get_new_symbol, mb, target, types
 from milopt.package import load
-from milopt.passes.norms import Fp16SafeNorm, _factors  # pyright: ignore[reportPrivateUsage]
+from milopt.passes.norms import Fp16SafeNorm, _clamp, _factors, _peak  # pyright: ignore[reportPrivateUsage]
 from milopt.reports import Report
 from milopt.text import text
 
@@ -41,7 +41,7 @@ def program(norm: Norm, shape: tuple[Any, ...] = (1, 4, 32), dtype: Any = types.
 
 def rms(x: Any, *, eps: float = 1e-5, floor: float = 0.0, axes: tuple[int, ...] = (-1,)) -> Any:
     mean = mb.reduce_mean(x=mb.pow(x=x, y=F16(2)), axes=list(axes), keep_dims=True)
-    return mb.mul(x=x, y=mb.rsqrt(x=mb.add(x=mean, y=F16(eps)), epsilon=F16(floor)))
+    return mb.mul(x=x, y=mb.rsqrt(x=mb.add(x=mean, y=F16(eps)), epsilon=F16(floor)), name="norm")
 
 
 def run(built: Program) -> Report:
@@ -234,12 +234,12 @@ def _with_other_factor(x: Any) -> Any:
 
 
 def _with_two_uses(x: Any) -> Any:
-    total = _total(x)
+    total = mb.add(x=_mean(mb.mul(x=x, y=x)), y=F16(1e-5), name="total")
     return mb.add(x=mb.mul(x=x, y=mb.rsqrt(x=total, epsilon=F16(0))), y=total)
 
 
 def _cube(x: Any) -> Any:
-    return mb.mul(x=x, y=mb.rsqrt(x=mb.add(x=_mean(mb.pow(x=x, y=F16(3))), y=F16(1e-5))))
+    return mb.mul(x=x, y=mb.rsqrt(x=mb.add(x=_mean(mb.pow(x=x, y=F16(3), name="cube")), y=F16(1e-5))))
 
 
 def _mean_of_product(x: Any) -> Any:
@@ -250,26 +250,55 @@ def _computed_eps(x: Any) -> Any:
     return mb.mul(x=x, y=mb.rsqrt(x=mb.add(x=_mean(mb.square(x=x)), y=mb.abs(x=x))))
 
 
-def _tiny_outside(x: Any) -> Any:
-    wide = mb.cast(x=x, dtype="fp32")
-    mean = mb.reduce_mean(x=mb.square(x=wide), axes=[-1], keep_dims=True)
-    root = mb.sqrt(x=mb.add(x=mean, y=np.float32(1e-6)))
-    return mb.mul(x=x, y=mb.cast(x=mb.inverse(x=root, epsilon=1e-9), dtype="fp16"))
+def _outside(epsilon: float, eps: float = 1e-6) -> Norm:
+    def norm(x: Any) -> Any:
+        wide = mb.cast(x=x, dtype="fp32")
+        mean = mb.reduce_mean(x=mb.square(x=wide), axes=[-1], keep_dims=True)
+        root = mb.sqrt(x=mb.add(x=mean, y=np.float32(eps)))
+        return mb.mul(x=x, y=mb.cast(x=mb.inverse(x=root, epsilon=np.float32(epsilon)), dtype="fp16"), name="norm")
+
+    return norm
 
 
-REFUSALS: dict[str, tuple[Norm, list[str]]] = {
-    "another factor": (_with_other_factor, ["x is not the same value as before"]),
-    "a value used outside": (_with_two_uses, ["a matched value is also used outside the match"]),
-    "a cube": (_cube, ["pow's y is not 2.0"]),
-    "no square": (_mean_of_product, ["x is not the same value as before"]),
+REFUSALS: dict[str, tuple[Norm, list[tuple[str, str]]]] = {
+    "another factor": (_with_other_factor, [("x", "x is not the same value as before")]),
+    "a value used outside": (_with_two_uses, [("total", "a matched value is also used outside the match")]),
+    "a cube": (_cube, [("cube", "pow's y is not 2.0")]),
+    "no square": (_mean_of_product, [("", "x is not the same value as before")]),
     "no epsilon": (
-        lambda x: mb.real_div(x=x, y=mb.sqrt(x=_mean(mb.square(x=x)))),
-        ["there is no epsilon under the root"],
+        lambda x: mb.real_div(x=x, y=mb.sqrt(x=_mean(mb.square(x=x))), name="norm"),
+        [("norm", "there is no epsilon under the root")],
     ),
-    "a large epsilon": (lambda x: rms(x, eps=2e4), ["its epsilon, 20000, is no small number"]),
+    "a large epsilon": (lambda x: rms(x, eps=2e4), [("norm", "its epsilon, 20000, is no small number")]),
+    "the least large epsilon": (lambda x: rms(x, eps=1000), [("norm", "its epsilon, 1000, is no small number")]),
     "a computed epsilon": (_computed_eps, []),
-    "a tiny epsilon outside": (_tiny_outside, ["its epsilon outside the root, 1e-09, is too small"]),
+    "a tiny epsilon outside": (_outside(1e-9), [("norm", "its epsilon outside the root, 1e-09, is too small")]),
+    "half as much again as nothing": (
+        _outside(1.5e-10),
+        [("norm", "its epsilon outside the root, 1.5e-10, is too small")],
+    ),
+    "the most that is too small": (
+        _outside(2.0**-27),
+        [("norm", "its epsilon outside the root, 7.45058e-09, is too small")],
+    ),
 }
+
+
+def test_epsilons_outside_the_root_at_the_ends_of_what_is_refused() -> None:
+    """Less than a ten-millionth of the root is nothing; from 2**-26 on two fp16 factors can express it."""
+    x = np.stack([rows(name, 64) for name in ORDINARY])[None]
+    for epsilon in (0.9e-10, 2.0**-26, 1e-3):
+        check(_outside(epsilon), x)
+    assert "real_div" not in op_types_of(_outside(0.9e-10))[2:]
+    assert "real_div" in op_types_of(_outside(2.0**-26))[2:]
+
+
+def op_types_of(norm: Norm) -> list[str]:
+    """The ops after those that find the scale of the rows, of which one is a division in any case."""
+    built = program(norm)
+    run(built)
+    kinds = op_types(built)
+    return kinds[kinds.index("real_div") + 1 :]
 
 
 @pytest.mark.parametrize("case", REFUSALS)
@@ -279,7 +308,9 @@ def test_refusals(case: str) -> None:
     before = text(built)
     report = run(built)
     assert not report
-    assert [miss.reason for miss in report.misses] == reasons
+    assert [miss.reason for miss in report.misses] == [reason for _, reason in reasons]
+    for miss, (place, _) in zip(report.misses, reasons, strict=True):
+        assert place in ("", miss.place)
     assert text(built) == before
 
 
@@ -299,13 +330,18 @@ def test_fp32_is_left_alone() -> None:
 
     report = run(program(norm, dtype=types.fp32))
     assert not report
-    assert [miss.reason for miss in report.misses] == ["the norm is fp32 from its input on"]
+    assert [(miss.place, miss.reason) for miss in report.misses] == [("x", "the norm is fp32 from its input on")]
 
 
 def test_the_layer_norm_op_is_left_alone() -> None:
-    report = run(program(lambda x: mb.layer_norm(x=x, axes=[-1], epsilon=F16(1e-5))))
+    def norms(x: Any) -> Any:
+        once = mb.layer_norm(x=x, axes=[-1], epsilon=F16(1e-5))
+        return mb.cast(x=mb.layer_norm(x=mb.cast(x=once, dtype="fp32"), axes=[-1]), dtype="fp16")
+
+    report = run(program(norms))
     assert not report
     assert report.notes == ["1 layer_norm ops left alone: they have no intermediate values"]
+    assert run(program(lambda x: mb.abs(x=x))).notes == []
 
 
 @pytest.mark.parametrize("value", [1e-12, 1e-8, 1e-6, 1e-5, 2e-5, 1e-4, 1e-3, 1e-5 + 1e-12])
@@ -313,6 +349,65 @@ def test_factors_of_epsilons_in_use(value: float) -> None:
     for held in (value, float(np.float32(value))):
         a, g = (float(each) for each in _factors(held, 2))
         assert abs(g * a * a / held - 1) <= 1e-6  # twice what the comparison of norms allows, halved by the root
+
+
+# (value, power) -> a and g, whose product g * a**power is the nearest there is
+FACTORS: dict[tuple[float, int], tuple[float, float]] = {
+    (1e-5, 2): (0.0021457672119140625, 2.171875),
+    (1e-6, 2): (0.0011205673217773438, 0.79638671875),
+    (1e-8, 2): (0.000171661376953125, 0.33935546875),
+    (1e-12, 2): (0.0001499652862548828, 4.4465065002441406e-05),
+    (0.5, 2): (0.5, 2.0),
+    (1.0, 2): (1.0, 1.0),
+    (169 * 2.0**-24, 2): (13 * 2.0**-12, 1.0),
+    (100.0, 2): (10.0, 1.0),
+    (1e-5, 1): (0.002948760986328125, 0.003391265869140625),
+    (1e-6, 1): (0.0011262893676757812, 0.0008878707885742188),
+    (1e-3, 1): (0.038482666015625, 0.0259857177734375),
+    (0.5, 1): (0.5, 1.0),
+    (100.0, 1): (8.0, 12.5),
+}
+
+
+@pytest.mark.parametrize(("value", "power"), FACTORS)
+def test_factors_are_the_best(value: float, power: int) -> None:
+    found: Any = _factors(value, power)
+    a, g = found
+    assert a.dtype == g.dtype == np.dtype(F16)
+    assert (float(a), float(g)) == FACTORS[value, power]
+
+
+# 1e-12 is below the square of the least clamp; √eps lies between two powers of two, and the nearer one by ratio counts
+CLAMPS = {1e-12: -13, 1e-8: -13, 2.0**-25: -12, 1e-6: -10, 1e-5: -8, 1e-3: -5, 0.5: 0, 1.0: 0, 100: 3}
+
+
+@pytest.mark.parametrize("eps", CLAMPS)
+def test_clamps(eps: float) -> None:
+    clamp: Any = _clamp(eps)
+    assert clamp == F16(2.0 ** CLAMPS[eps])
+    assert clamp.dtype == F16
+
+
+# elements of a row -> its peak: the most that keeps the sum of squares below 65504
+PEAKS = {1: 4, 4094: 4, 4095: 2, 16376: 2, 16377: 1, 65504: 1, 100_000: 1}
+
+
+@pytest.mark.parametrize("count", PEAKS)
+def test_peaks(count: int) -> None:
+    for shape, axes in (((1, count), [-1]), ((count, 1, 3), [0]), ((2, 1, count), [1, 2])):
+        assert _peak_of(shape, axes) == PEAKS[count]
+        assert PEAKS[count] == 1 or count * PEAKS[count] ** 2 <= 65504
+
+
+def test_a_row_of_any_length_has_the_least_peak() -> None:
+    assert _peak_of((1, get_new_symbol()), [-1]) == 1
+    assert _peak_of((get_new_symbol(), 8), [-1]) == 4
+
+
+def _peak_of(shape: tuple[Any, ...], axes: list[int]) -> float:
+    built = program(lambda x: mb.reduce_mean(x=x, axes=axes, keep_dims=True), shape)
+    (op,) = [op for op in built.functions["main"].operations if op.op_type == "reduce_mean"]
+    return _peak(op.x, op.axes)
 
 
 @given(st.floats(1e-12, 100))

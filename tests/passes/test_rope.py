@@ -16,9 +16,11 @@ from milopt.metrics import Lossy
 from milopt.mil import Program, constant, get_new_symbol, mb, operations, target, types
 from milopt.multifunction import merge
 from milopt.package import load
-from milopt.passes.frequencies import exact_frequencies, fit_theta
-from milopt.passes.rope import RopeTable
+from milopt.passes.frequencies import exact_frequencies
+from milopt.passes.rope import Made, RopeTable, TabulateWave
+from milopt.passes.rotary_forms import Yarn
 from milopt.reports import Report
+from milopt.rules import apply
 from milopt.text import text
 
 from .support import op_types
@@ -38,7 +40,8 @@ def program(spelling: Spelling, shape: tuple[Any, ...] = (1, QUERIES), *, dtype:
     @mb.program(input_specs=[mb.TensorSpec(shape, dtype)], opset_version=target.iOS17)
     def built(position_ids: Any) -> Any:
         angles = spelling(position_ids)
-        return mb.identity(x=mb.cos(x=angles), name="c"), mb.identity(x=mb.sin(x=angles), name="s")
+        cos = mb.identity(x=mb.cos(x=angles, name="cos"), name="c")
+        return cos, mb.identity(x=mb.sin(x=angles, name="sin"), name="s")
 
     return built
 
@@ -138,19 +141,84 @@ def test_the_metric_of_restored_frequencies() -> None:
     assert run(program(_default), context=4).metric is None
 
 
-def test_frequencies_that_no_theta_explains_stay() -> None:
-    odd = frequencies(np.float16).copy()
-    odd[..., 3] *= np.float16(1.1)
+def _odd(positions: Any) -> Any:
+    row = frequencies(np.float16).copy()
+    row[..., 3] *= np.float16(1.1)
+    return mb.mul(x=_columns(positions, "fp16"), y=row)
 
-    def spelling(positions: Any) -> Any:
-        return mb.mul(x=_columns(positions, "fp16"), y=odd)
 
-    before, after = program(spelling), program(spelling)
-    notes = run(after).notes
-    assert notes == ["the angles keep the fp16 rounding of the inverse frequencies: no theta explains them"]
+# half of what fp16 steps by at 1, times the last position
+OFF = f"{4095 * 2.0**-11:.2g} rad"
+
+
+def test_frequencies_that_no_form_explains_are_refused() -> None:
+    built = program(_odd)
+    before = text(built)
+    report = run(built)
+    assert not report
+    assert {miss.reason for miss in report.misses} == {
+        f"fp16 has rounded its inverse frequencies, and no closed form explains them: at position 4095 an angle may be "
+        f"{OFF} off; approximate=true makes the table nevertheless"
+    }
+    assert text(built) == before
+
+
+def test_frequencies_that_no_form_explains_stay_where_that_will_do() -> None:
+    before, after = program(_odd), program(_odd)
+    report = RopeTable(4096, approximate=True).run(load(after))
+    assert report.applied == 2
+    assert report.notes == [
+        f"the angles keep the fp16 rounding of the inverse frequencies, and may be {OFF} off at position 4095: no "
+        "closed form explains them"
+    ]
     inputs = {"position_ids": np.array([[0, 1, 2, 100, 4095]], np.int32)}
     expected, found = evaluate(before, inputs, precision="float64"), evaluate(after, inputs)
     np.testing.assert_allclose(found["c"].astype(float), expected["c"], rtol=0, atol=HALF_STEP[np.float16])
+
+
+def _yarn(positions: Any) -> Any:
+    row = Yarn(1e4, 4.0, context=64).frequencies(HALF).astype(np.float16)
+    return _twice(mb.mul(x=_columns(positions, "fp16"), y=row))
+
+
+def test_yarn_with_its_attention_factor() -> None:
+    factor = 0.1 * np.log(4) + 1
+
+    @mb.program(input_specs=[mb.TensorSpec((1, QUERIES), types.int32)], opset_version=target.iOS17)
+    def built(position_ids: Any) -> Any:
+        return mb.identity(x=mb.mul(x=mb.cos(x=_yarn(position_ids)), y=np.float16(factor)), name="c")
+
+    report = run(built)
+    assert report.notes == [
+        "inverse frequencies that fp16 had rounded were restored: theta 10000, yarn: factor 4, beta 32 and 1, trained "
+        "on 64 positions"
+    ]
+    exact = np.tile(Yarn(1e4, 4.0, context=64).frequencies(HALF), 2)
+    expected = (factor * np.cos(np.arange(4096)[:, None] * exact)).astype(np.float16)
+    # not the product with fp16's 1.139, which rounds to other numbers
+    np.testing.assert_array_equal(table_of(built), expected)
+
+
+def test_what_is_added_is_no_frequency() -> None:
+    """A phase in fp16 stays what it is, and wavelengths are restored as the reciprocals of frequencies."""
+    phase = np.linspace(0, 0.7, HALF).astype(np.float16)
+
+    def spelling(positions: Any) -> Any:
+        turns = mb.real_div(x=_columns(positions, "fp16"), y=(1 / EXACT[:6]).astype(np.float16))
+        return mb.add(x=turns, y=phase[:6])
+
+    built = program(spelling)
+    row = THETA ** (-np.arange(HALF) / HALF)
+    wavelengths = exact_frequencies((1e4 ** (np.arange(6) / 6)).astype(np.float16), wavelengths=True)
+    np.testing.assert_allclose(wavelengths.values, 1e4 ** (np.arange(6) / 6), rtol=1e-12)
+    assert not run(built)  # the first six of eight have no base of their own
+    full = program(lambda positions: mb.add(
+        x=mb.real_div(x=_columns(positions, "fp16"), y=(1 / row).astype(np.float16)), y=phase
+    ))  # fmt: skip
+    assert run(full).applied == 2
+    found = evaluate(full, {"position_ids": POSITIONS})["c"]
+    expected = np.cos(POSITIONS[..., None] * row + phase.astype(float))
+    np.testing.assert_allclose(found.astype(float), expected, rtol=0, atol=HALF_STEP[np.float16])
 
 
 # a program is built and run for each example
@@ -279,17 +347,20 @@ def test_an_unknown_number_of_positions_is_refused(built: Program) -> None:
     report = run(built, None)
     assert not report
     reason = "how many positions there are is unknown: give the option context"
-    assert {miss.reason for miss in report.misses} == {reason}
+    assert {(miss.place, miss.reason) for miss in report.misses} == {("position_ids", reason)}
     assert text(built) == before
 
 
 def test_bad_numbers_of_positions() -> None:
-    with pytest.raises(PassError, match="context is at least 1, not 0"):
+    with pytest.raises(PassError, match=r"^rope-table: context is at least 1, not 0$"):
         RopeTable(0)
-    model = load(program(_front_door))
-    model.metadata["milopt.context"] = "many"
-    with pytest.raises(PassError, match=r"metadata 'milopt\.context' is 'many', not a number of positions"):
-        RopeTable().run(model)
+    assert RopeTable(1).context == 1
+    for text_of_it in ("many", "0", ""):
+        model = load(program(_front_door))
+        model.metadata["milopt.context"] = text_of_it
+        reason = rf"^rope-table: metadata 'milopt\.context' is '{text_of_it}', not a number of positions$"
+        with pytest.raises(PassError, match=reason):
+            RopeTable().run(model)
 
 
 def _varying(positions: Any) -> Any:
@@ -313,7 +384,8 @@ def _of_two(positions: Any) -> Any:
 
 def _computed(positions: Any) -> Any:
     values = mb.cast(x=positions, dtype="fp32")
-    return mb.mul(x=mb.expand_dims(x=values, axes=[2]), y=mb.reduce_sum(x=values, axes=[-1], keep_dims=True))
+    total = mb.reduce_sum(x=values, axes=[-1], keep_dims=True, name="sum")
+    return mb.mul(x=mb.expand_dims(x=values, axes=[2]), y=total)
 
 
 def _two_features(positions: Any) -> Any:
@@ -343,7 +415,35 @@ def test_refusals(case: str) -> None:
     report = run(built)
     assert not report
     assert {miss.reason for miss in report.misses} == {reason}
+    places = {"two axes": {"cos", "sin"}, "no axis": {"cos", "sin"}, "computed frequencies": {"sum"}}
+    assert {miss.place for miss in report.misses} == places.get(case, {_place_of(built)})
     assert text(built) == before
+
+
+def _place_of(built: Program) -> str:
+    """The op that the angles come from, which is where they stop being a function of positions."""
+    (cos,) = [op for op in operations(built.functions["main"]) if op.op_type == "cos"]
+    angles: Any = cos.inputs["x"]
+    return str(angles.name)
+
+
+def test_constant_angles_are_refused() -> None:
+    @mb.program(input_specs=[mb.TensorSpec((3,), types.fp32)], opset_version=target.iOS17)
+    def built(x: Any) -> Any:
+        return mb.mul(x=x, y=mb.cos(x=np.arange(3, dtype=np.float32), name="cos"))
+
+    report = run(built)
+    assert [(miss.place, miss.reason) for miss in report.misses] == [("cos", "its angles are constant")]
+
+
+def test_a_wave_that_is_cast_to_integers_stays() -> None:
+    @mb.program(input_specs=[mb.TensorSpec((1, QUERIES), types.int32)], opset_version=target.iOS17)
+    def built(position_ids: Any) -> Any:
+        return mb.cast(x=mb.cos(x=_front_door(position_ids)), dtype="int32", name="whole")
+
+    report = apply(TabulateWave("cast", 10), built)
+    declined = [(miss.place, miss.reason) for miss in report.misses if miss.declined]
+    assert declined == [("whole", "it is cast to int32")]
 
 
 def test_float_positions_are_refused() -> None:
@@ -355,7 +455,9 @@ def test_float_positions_are_refused() -> None:
 
 def test_a_long_table_is_refused() -> None:
     report = run(program(_front_door), 2**16 + 1)
-    assert {miss.reason for miss in report.misses} == {"a table of 65537 positions is too long, 65536 are possible"}
+    reason = "a table of 65537 positions is too long, 65536 are possible"
+    assert {(miss.place, miss.reason) for miss in report.misses} == {("cos", reason), ("sin", reason)}
+    assert run(program(_front_door), 2**16).applied == 2
 
 
 def test_functions_share_their_tables() -> None:
@@ -376,59 +478,165 @@ def test_the_limit_is_in_the_description() -> None:
     model.describe(None, "position_ids", "position of every token")
     RopeTable(64).run(model)
     assert model.text_of(None, "position_ids") == "position of every token, below 64"
+    RopeTable(64).run(model)
+    assert model.text_of(None, "position_ids") == "position of every token, below 64"
+    plain = load(program(_front_door))
+    RopeTable(64).run(plain)
+    assert plain.text_of(None, "position_ids") == "positions, below 64"
 
 
-# transformers computes frequencies in fp32, and coremltools rounds those
-thetas = st.sampled_from([float(digits * 10**power) for digits in range(1, 1000) for power in range(1, 7)])
+@pytest.mark.parametrize("kind", ["squeeze", "expand_dims", "cast"])
+def test_the_limit_is_in_the_description_of_what_the_indices_come_from(kind: str) -> None:
+    def spelling(positions: Any) -> Any:
+        if kind == "cast":  # of floats, so that its result is where integers begin
+            moved = mb.cast(x=positions, dtype="int32")
+        else:  # of integers that a rule looks through only where they are the last step
+            moved = mb.squeeze(x=mb.expand_dims(x=positions, axes=[0]), axes=[0])
+            moved = mb.squeeze(x=moved, axes=[0]) if kind == "squeeze" else moved
+        return mb.mul(x=mb.cast(x=mb.expand_dims(x=moved, axes=[-1]), dtype="fp32"), y=frequencies(np.float32, (HALF,)))
+
+    model = load(program(spelling, dtype=types.fp32 if kind == "cast" else types.int32))
+    assert RopeTable(64).run(model).applied == 2
+    assert model.text_of(None, "position_ids") == "positions, below 64"
 
 
-def in_fp32(theta: float, count: int, factor: int) -> np.ndarray[Any, Any]:
-    powers: np.ndarray[Any, Any] = np.power(np.float32(theta), np.arange(count, dtype=np.float32) / np.float32(count))
-    exact: np.ndarray[Any, Any] = np.divide(np.float32(1 / factor), powers)
-    return exact
+def test_nothing_is_said_of_inputs_of_other_gathers() -> None:
+    @mb.program(
+        input_specs=[mb.TensorSpec((1, QUERIES), types.int32), mb.TensorSpec((1, QUERIES), types.int32)],
+        opset_version=target.iOS17,
+    )
+    def built(position_ids: Any, ids: Any) -> Any:
+        rows = mb.gather(x=np.ones((9, 2 * HALF), np.float32), indices=ids, axis=0)
+        return mb.add(x=rows, y=mb.cos(x=_front_door(mb.add(x=position_ids, y=1))), name="out")
+
+    model = load(built)
+    assert RopeTable(64).run(model).applied == 1
+    assert (model.text_of(None, "position_ids"), model.text_of(None, "ids")) == ("", "")
 
 
-@given(thetas, st.sampled_from([32, 40, 48, 64]), st.sampled_from([1, 2, 4]))
-def test_theta_is_found(theta: float, count: int, factor: int) -> None:
-    exact = in_fp32(theta, count, factor)
-    row = exact.astype(np.float16)
-    assert fit_theta(row) == (theta, factor)
-    found, note = exact_frequencies(row[None, None])
-    assert "restored" in note
-    # fp32 has 24 bits, and a power takes a few roundings
-    np.testing.assert_allclose(found.ravel(), exact, rtol=1e-6)
+def test_tables_have_names() -> None:
+    built = program(_front_door)
+    run(built, 10)
+    names = [op.name for op in operations(built.functions["main"]) if op.op_type == "const" and "rotary" in op.name]
+    assert names == ["rotary_cos", "rotary_sin"]
 
 
-@given(thetas, st.integers(2, 24), st.sampled_from([1, 8, 32]))
-def test_few_frequencies(theta: float, count: int, factor: int) -> None:
-    """A few numbers may leave room for several thetas: whatever is returned explains all of them."""
-    row = in_fp32(theta, count, factor).astype(np.float16)
-    found, _ = exact_frequencies(row)
-    # half of what fp16 steps by, and the fp32 roundings before it
-    np.testing.assert_allclose(found, row.astype(np.float64), rtol=2.0**-11 + 1e-6, atol=2.0**-25)
+def test_tables_of_equal_bytes_but_other_shapes_or_types_are_not_shared() -> None:
+    made = Made()
+    first = np.zeros((2, 4), np.float32)
+    assert made.share(first) is first
+    assert made.share(np.zeros((2, 4), np.float32)) is first
+    for other in (np.zeros((4, 2), np.float32), np.zeros((2, 4), np.int32), np.ones((2, 4), np.float32)):
+        assert made.share(other) is other
+    assert len(made.tables) == 4
 
 
-@given(thetas, st.integers(1, 31), st.sampled_from([0.99, 1.01]))
-def test_other_frequencies_are_left(theta: float, at: int, change: float) -> None:
-    """Llama 3 scales some of its frequencies: no single theta explains them."""
-    row = (theta ** (-np.arange(32) / 32)).astype(np.float16)
-    row[at] *= np.float16(change)
-    fitted = fit_theta(row)
-    exact, note = exact_frequencies(row)
-    if fitted is None:
-        np.testing.assert_array_equal(exact, row.astype(np.float64))
-        assert "no theta explains them" in note
-    else:  # the change was too small for a subnormal number
-        assert row[at] < 2.0**-14 or fitted[0] != theta
+def test_the_ratio_of_the_worst_row_is_kept() -> None:
+    made = Made()
+    exact = np.array([[1.0, 2.0], [3.0, 4.0], [1.0, 1.0]])
+    made.compare(exact, exact)
+    assert made.original_db == np.inf
+    made.compare(exact, exact + np.array([[0.1, 0.0], [0.3, 0.4], [0.0, 0.0]]))
+    # row by row: 5 / 0.01, 25 / 0.25 and nothing lost
+    assert made.original_db == pytest.approx(20)
+    made.compare(exact, exact + np.array([[0.01, 0.0], [0.0, 0.0], [0.0, 0.0]]))
+    assert made.original_db == pytest.approx(20)
 
 
-def test_frequencies_that_stand_there_twice() -> None:
-    row = np.tile(frequencies(np.float16, (HALF,)), 2)
-    found, _ = exact_frequencies(row)
-    np.testing.assert_allclose(found, np.tile(EXACT, 2), rtol=1e-12)
+def test_the_metric_starts_where_the_original_is_as_far_off_as_the_pass_may_be() -> None:
+    built = program(_default)
+    report = run(built, context=512)
+    made = Made()
+    angles = np.arange(512)[:, None]
+    for wave in (np.cos, np.sin):
+        stored = wave(angles * np.tile(frequencies(np.float16, (HALF,)).astype(float), 2))
+        made.compare(wave(angles * np.tile(EXACT, 2)), stored)
+    assert made.original_db < 45
+    assert isinstance(report.metric, Lossy)
+    assert report.metric.min_snr_db == pytest.approx(made.original_db - 10)
 
 
-def test_fp32_frequencies_are_taken_as_they_are() -> None:
-    found, note = exact_frequencies(frequencies(np.float32))
-    assert (found.dtype, note) == (np.float64, "")
-    np.testing.assert_array_equal(found, frequencies(np.float32).astype(np.float64))
+# --- which inputs are masks
+
+
+def _with_masks(*columns: int, use: str = "add", heads: int = 1, rank: int = 4, queries: int = QUERIES) -> Program:
+    shapes = [(1, heads, queries, each) if rank == 4 else (heads, queries, each) for each in columns]
+    specs = [mb.TensorSpec((1, QUERIES), types.int32), *(mb.TensorSpec(shape, types.fp16) for shape in shapes)]
+
+    def used(mask: Any) -> Any:
+        if use == "cast":
+            return mb.add(x=mb.cast(x=mask, dtype="fp32"), y=np.float32(1))
+        if use == "select":
+            return mb.select(cond=mb.greater(x=mb.fill(shape=mask.shape, value=1.0), y=0.0), a=mask, b=mask)
+        if use == "add and relu":
+            return mb.add(x=mb.add(x=mask, y=np.float16(1)), y=mb.relu(x=mask))
+        if use == "relu":
+            return mb.relu(x=mask)
+        if use == "cast and relu":
+            return mb.relu(x=mb.cast(x=mask, dtype="fp32"))
+        return mb.add(x=mask, y=np.float16(1))
+
+    if len(columns) == 1:
+
+        @mb.program(input_specs=specs, opset_version=target.iOS18)
+        def one(position_ids: Any, mask: Any) -> Any:
+            if use == "attention":
+                keys = mb.const(val=np.ones((1, heads, columns[0], 4), np.float16))
+                query = mb.const(val=np.ones((1, heads, queries, 4), np.float16))
+                made = mb.scaled_dot_product_attention(query=query, key=keys, value=keys, attn_mask=mask)
+            elif use == "query":
+                keys = mb.const(val=np.ones((1, heads, 7, columns[0]), np.float16))
+                made = mb.scaled_dot_product_attention(query=mask, key=keys, value=keys)
+            else:
+                made = used(mask)
+            return mb.identity(x=mb.cos(x=_front_door(position_ids)), name="c"), mb.identity(x=made, name="p")
+
+        return one
+
+    @mb.program(input_specs=specs, opset_version=target.iOS18)
+    def two(position_ids: Any, mask: Any, other: Any) -> Any:
+        kept = mb.identity(x=mb.cos(x=_front_door(position_ids)), name="c")
+        return kept, mb.identity(x=used(mask), name="p"), mb.identity(x=used(other), name="o")
+
+    return two
+
+
+@pytest.mark.parametrize("use", ["add", "cast", "select", "attention"])
+def test_masks_say_how_many_positions_there_are(use: str) -> None:
+    built = _with_masks(50, use=use)
+    assert run(built, None).applied == 1
+    assert table_of(built).shape == (50, 2 * HALF)
+
+
+def test_the_widest_mask_counts() -> None:
+    for columns in ((50, 60), (60, 50)):
+        built = _with_masks(*columns)
+        run(built, None)
+        assert len(table_of(built)) == 60
+
+
+@pytest.mark.parametrize(
+    "built",
+    [
+        _with_masks(50, use="relu"),
+        _with_masks(50, use="cast and relu"),
+        _with_masks(50, use="add and relu"),
+        _with_masks(50, use="query"),
+        _with_masks(50, heads=2),
+        _with_masks(50, rank=3),
+        _with_masks(50, queries=QUERIES + 1),
+    ],
+    ids=["relu", "cast and relu", "add and relu", "query", "heads", "rank", "queries"],
+)
+def test_other_inputs_say_nothing(built: Program) -> None:
+    assert not run(built, None)
+
+
+def test_positions_of_rank_0_have_no_mask() -> None:
+    def spelling(positions: Any) -> Any:
+        return mb.mul(x=mb.cast(x=mb.squeeze(x=positions, axes=[0]), dtype="fp32"), y=np.array([1, 2], np.float32))
+
+    report = run(program(spelling, (1,)), None)
+    assert {miss.reason for miss in report.misses} == {
+        "how many positions there are is unknown: give the option context"
+    }

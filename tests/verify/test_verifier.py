@@ -120,8 +120,8 @@ def test_a_pass_that_denies_its_change_is_found_out_by_the_next() -> None:
 
 
 def test_unknown_mode() -> None:
-    with pytest.raises(MiloptError, match="verify is 'each', 'stage' or None, not 'end'"):
-        _run(Scale(), verify="end")
+    with pytest.raises(MiloptError, match="verify is 'each', 'stage', 'end' or None, not 'last'"):
+        _run(Scale(), verify="last")
 
 
 def test_a_dropped_mask_is_located() -> None:

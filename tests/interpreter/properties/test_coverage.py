@@ -10,12 +10,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from milopt.interpreter.ops import core
-from tests.interpreter.properties.comparing import EXACT, Oracle, Within, agree
-from tests.interpreter.properties.drawing import Draw
-from tests.interpreter.properties.families import CASES
-from tests.interpreter.properties.framework import Call, Case
+from milopt.testing.ops.comparing import EXACT, Oracle, Within, agree
+from milopt.testing.ops.drawing import Draw
+from milopt.testing.ops.families import CASES
+from milopt.testing.ops.framework import Call, Case
+from milopt.testing.ops.untyped import np
 from tests.interpreter.properties.test_properties import PROFILE
-from tests.interpreter.properties.untyped import np
 
 # coremltools computes with NaN and infinity as well, while it builds
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.interpreter.properties.families import CASES
-from tests.interpreter.properties.framework import Case
+from milopt.testing.ops.families import CASES
+from milopt.testing.ops.framework import Case
 
 # coremltools computes with NaN and infinity as well, while it builds
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

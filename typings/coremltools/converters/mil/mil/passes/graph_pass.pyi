@@ -3,6 +3,7 @@ from typing import Any
 from coremltools.converters.mil.mil import Program
 
 class PassOption:
+    def __init__(self, option_name: str, option_val: Any) -> None: ...
     @property
     def option_name(self) -> str: ...
     @property

@@ -1,0 +1,236 @@
+"""Key/value caches in states -> inputs and outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from milopt.building import Builder
+from milopt.mil import (
+    Function,
+    Operation,
+    Var,
+    add_input,
+    is_state,
+    remove_if_dead,
+    remove_input,
+    replace_uses,
+    shape_of,
+    value_names,
+)
+from milopt.package import Model
+from milopt.passes.cache_pairs import kind_of
+from milopt.passes.cache_written import Written, find_written
+from milopt.passes.resizing import require_resizable, resize
+from milopt.passes.slots import components, follow
+from milopt.pipeline import Pass
+from milopt.reports import NoMatch, Report, require
+from milopt.signature import METADATA_KEY, CacheSignature, CacheSlot
+
+__all__ = ["StateToKv"]
+
+
+@dataclass(frozen=True)
+class StateToKv(Pass):
+    """A state and ``slice_update``  ->  ``present = concat(past, new)`` with past an input and present an output.
+
+    The way back from ``kv-to-state``, for targets where states fail: it restores the inputs, outputs and descriptions
+    that the package's metadata name, rings as the pasts they were made of. A program that says nothing of itself gets
+    inputs ``past_key_i``, ``past_value_i`` and outputs ``present_key_i``, ``present_value_i`` for what its states hold,
+    if it writes them by ``slice_update`` at an int32 input. The columns of masks become [past | new] again. All
+    functions are rewritten, or none:
+
+    1. every state must be written and read as ``kv-to-state`` does, and be used for nothing else;
+    2. nothing may depend on the order of the cache's columns, nor use the position otherwise;
+    3. all functions must have the same states;
+    4. the shapes must be static.
+    """
+
+    name: ClassVar[str] = "state-to-kv"
+    after: ClassVar[tuple[str, ...]] = ("kv-to-state",)
+
+    def run(self, model: Model) -> Report:
+        report = Report(self.name)
+        plans: dict[str, _Plan] = {}
+        name = ""
+        try:
+            said = CacheSignature.from_metadata(model.metadata)
+            for name, function in model.functions.items():
+                states = [var for var in function.inputs.values() if is_state(var)]
+                report.tried += len(states)
+                if states:
+                    plans[name] = _plan(function, said)
+        except NoMatch as why:
+            report.decline(name, why.at, why.text, *why.arguments)
+            return report
+        if not plans:
+            report.notes.append("there are no states")
+            return report
+        if model.aside:
+            report.decline(next(iter(plans)), "", "the pass runs on some functions only, and the cache is of all")
+            return report
+        signatures = {plan.signature for plan in plans.values()}
+        if len(plans) < len(model.functions) or len(signatures) > 1:
+            report.decline(next(iter(plans)), "", "not every function of the program has the same cache")  # 3
+            return report
+        report.signature = signatures.pop()
+        for name, plan in plans.items():
+            plan.rewrite()
+            report.applied += len(plan.written)
+            _describe(model, name, report.signature)
+        model.metadata.pop(METADATA_KEY, None)
+        return report
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What to do to one function; everything was checked when it was made. ``axes`` are those that get another size."""
+
+    function: Function
+    written: list[Written]
+    signature: CacheSignature
+    axes: list[tuple[dict[Var, int], int]]
+
+    def rewrite(self) -> None:
+        function, signature = self.function, self.signature
+        taken = {*value_names(function)}
+        outputs = [*function.outputs]
+        for each, slot in zip(self.written, signature.slots, strict=True):
+            op, axis = Builder(each.update, taken), signature.axis_of(slot)
+            shape = list(shape_of(each.new))
+            shape[axis] = slot.kept or signature.context - shape[axis]
+            past = add_input(function, slot.past, shape, slot.dtype)
+            held = past if slot.dtype == "fp16" else op.cast(x=past, dtype="fp16")
+            inner = slot.returned == "all" and slot.dtype == "fp16"
+            whole = op.concat(values=[held, each.new], axis=axis, **({"name": slot.present} if inner else {}))
+            replace_uses(each.read, whole)
+            outputs.append(whole if inner else _present(op, slot, whole, each.new, axis))
+        function.set_outputs(outputs)
+        for each in reversed(self.written):
+            _forget(each.update)
+        for name in [name for name, var in function.inputs.items() if is_state(var)]:
+            remove_input(function, name)
+        if signature.position:
+            remove_input(function, signature.position)
+        for axes, size in self.axes:
+            resize(function, axes, size, taken)
+
+
+def _present(op: Builder, slot: CacheSlot, whole: Var, new: Var, axis: int) -> Var:
+    """The output, where it is not just all columns."""
+    value, final = whole, slot.dtype == "fp16"
+    name = {"name": slot.present} if final else {}
+    if slot.returned == "new":
+        value = new if new.name == slot.present else op.identity(x=new, **name)
+    elif slot.returned == "kept":
+        begin, end = np.zeros(whole.rank, np.int32), np.array(shape_of(whole), np.int32)
+        begin[axis] = end[axis] - slot.kept
+        value = op.slice_by_index(x=whole, begin=begin, end=end, **name)
+    return value if final else op.cast(x=value, dtype=slot.dtype, name=slot.present)
+
+
+def _forget(update: Operation) -> None:
+    """Take away a write to a state and what was computed for it alone."""
+    remove_if_dead(list(update.outputs[0].child_ops))
+    value: Var = update.inputs["value"]
+    update.enclosing_block.remove_ops([update])
+    if value.op is not None:
+        remove_if_dead([value.op])
+
+
+def _plan(function: Function, said: CacheSignature | None) -> _Plan:
+    require(said is None or not said.prefix, "its shapes are flexible, and a past has a fixed one")  # 4
+    written = find_written(function)  # 1
+    signature = _found(function, written) if said is None else said
+    places = {(each.state, each.row): each for each in written}
+    wanted = [(slot.state, slot.row) for slot in signature.slots]
+    require(set(wanted) == set(places), "the states are not those that the package's metadata name")
+    ordered = [places[place] for place in wanted]
+    names = value_names(function)
+    axes: list[tuple[dict[Var, int], int]] = []
+    for each, slot in zip(ordered, signature.slots, strict=True):
+        same = (each.rows, each.axis) == (slot.rows, signature.axis_of(slot))
+        require(same, "is not written as the package's metadata say", at=each.update)
+        for name in (slot.past, slot.present):
+            free = name not in names or (slot.returned == "new" and each.new.name == name)
+            require(free, "there is a value named {} already", name, at=each.update)
+    position = function.inputs.get(signature.position) if signature.position else None
+    require(position is not None or not signature.position, "there is no input {}", signature.position)
+    if position is not None:
+        _check_position(position, ordered)
+    columns = {each.read: shape_of(each.read)[each.axis] for each in ordered}
+    for size in dict.fromkeys(columns.values()):
+        sources = {each.read: each.axis for each in ordered if columns[each.read] == size}
+        slots = follow(sources, function.inputs, set())  # 2
+        for values in components(slots):
+            inside = [(each, slot) for each, slot in zip(ordered, signature.slots, strict=True) if each.read in values]
+            if not inside:
+                continue
+            query = shape_of(inside[0][0].new)[inside[0][0].axis]
+            sizes = {slot.kept + query if slot.kept else signature.context for _, slot in inside}
+            require(len(sizes) == 1, "a mask is shared by pasts of different lengths", at=inside[0][0].update)
+            (after,) = sizes
+            gone = {each.read for each in ordered}
+            changed = {var: axis for var, axis in slots.axes.items() if var in values and var not in gone}
+            if after != size:
+                require_resizable(changed)
+                axes.append((changed, after))
+    return _Plan(function, ordered, signature, axes)
+
+
+# what the position passes on its way to where it is written to
+_ARITHMETIC = frozenset(
+    {"add", "cast", "concat", "equal", "expand_dims", "greater_equal", "less", "logical_and", "maximum", "minimum"}
+    | {"mod", "reshape", "squeeze", "sub"}
+)
+
+
+def _check_position(position: Var, written: list[Written]) -> None:
+    writers = {op for each in written for op in each.writers}
+    todo, seen = [position], set[Var]()
+    while todo:
+        var = todo.pop()
+        if var in seen:
+            continue
+        seen.add(var)
+        for user in var.child_ops:
+            if user not in writers:
+                known = user.op_type in _ARITHMETIC and not any(out.consuming_blocks for out in user.outputs)
+                require(known, "{} also uses the position", user.op_type, at=user)
+                todo += user.outputs
+
+
+def _found(function: Function, written: list[Written]) -> CacheSignature:
+    """What a program that says nothing of itself shows: its states in the order they are written."""
+    counts: dict[str, int] = {}
+    slots: list[CacheSlot] = []
+    axis = written[0].axis
+    for each in written:
+        require(each.position is not None, "it is not written at an input", at=each.update)
+        kind = {"key": "key", "value": "value", "kv": "kv"}.get(kind_of(each.read))
+        require(kind is not None, "is it a key or a value?", at=each.update)
+        number = counts[str(kind)] = counts.get(str(kind), -1) + 1
+        own = None if each.axis == axis else each.axis
+        slots.append(
+            CacheSlot(f"past_{kind}_{number}", f"present_{kind}_{number}", each.state, each.row, each.rows, own)
+        )
+    positions = {each.position for each in written}
+    sizes = {shape_of(each.read)[each.axis] for each in written}
+    require(len(positions) == 1, "its states are written at several inputs")
+    require(len(sizes) == 1, "its states have different numbers of slots")
+    masks = follow({each.read: each.axis for each in written}, function.inputs, set()).masks
+    (position,), (context,) = positions, sizes
+    return CacheSignature(tuple(slots), str(position), tuple(masks), int(context), axis)
+
+
+def _describe(model: Model, function: str, signature: CacheSignature) -> None:
+    texts = {name: text for text, names in signature.texts for name in names}
+    cached = [name for slot in signature.slots for name in (slot.past, slot.present)]
+    for name in cached:
+        if name in texts:
+            model.describe(function, name, texts[name])
+    for name in signature.masks:
+        text = f"Mask over the columns [past | new] of the cache: {model.functions[function].inputs[name].shape[-1]}."
+        model.describe(function, name, texts.get(name, text if not signature.texts else ""))

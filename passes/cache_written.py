@@ -1,0 +1,171 @@
+"""What a function writes to its states, and where attention reads it back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from milopt.mil import Function, Operation, Var, constant, dtype_name, is_constant, is_output, is_state, shape_of
+from milopt.reports import require
+
+__all__ = ["Written", "find_written"]
+
+
+@dataclass(frozen=True)
+class Written:
+    """One cached tensor in rows ``row .. row+rows`` (axis 0) of ``state``: ``new`` goes in, ``read`` comes out.
+
+    ``update`` is the ``coreml_update_state`` it is written by, ``writers`` the ops that put the new tokens in place;
+    ``position`` is the input whose number is the first slot, where that is all that is done with it.
+    """
+
+    state: str
+    row: int
+    rows: int
+    axis: int
+    update: Operation
+    new: Var
+    read: Var
+    writers: tuple[Operation, ...]
+    position: str | None
+
+
+def find_written(function: Function) -> list[Written]:
+    """The cached tensors of a function in program order; NoMatch where a state is used otherwise."""
+    found: list[Written] = []
+    states = {name: var for name, var in function.inputs.items() if is_state(var)}
+    for name, state in states.items():
+        for user in state.child_ops:
+            known = user.op_type in ("read_state", "coreml_update_state")
+            require(known, "{} uses state {} in its own way", user.op_type, name, at=user)
+        reads = [user for user in state.child_ops if user.op_type == "read_state"]
+        require(len(reads) == 1, "state {} is read {} times", name, len(reads), at=state)
+        current = reads[0].outputs[0]
+        updates = [op for op in function.operations if op.op_type == "coreml_update_state" and op.state is state]
+        require(updates, "nothing is written to state {}", name, at=state)
+        chain: list[Written] = []
+        for update in updates:
+            chain.append(_written(function, name, state, current, update))
+            current = update.outputs[0]
+        first_writers = _writers_of(chain[0])
+        alone = first_writers.issuperset(reads[0].outputs[0].child_ops) and not is_output(reads[0].outputs[0])
+        require(alone, "state {} is read and used in another way", name, at=reads[0])
+        for each, following in zip_longest(chain, chain[1:]):
+            _check_users(each, following)
+        found += chain
+    order = {op: at for at, op in enumerate(function.operations)}
+    return sorted(found, key=lambda each: order[each.update])
+
+
+def _written(function: Function, name: str, state: Var, current: Var, update: Operation) -> Written:
+    value: Var = update.value
+    maker = value.op
+    assert maker is not None
+    whole = [int(dim) for dim in shape_of(state)]
+    row, rows, blend = 0, whole[0], maker
+    slot_begin: list[Any] | None = None
+    writers: list[Operation] = []
+    if maker.op_type == "slice_update":
+        require(maker.x is current, "it is not written to what the state holds", at=maker)
+        begin, end = _entries(maker.begin), _entries(maker.end)
+        for which in ("stride", "begin_mask", "end_mask", "squeeze_mask"):
+            given = constant(maker.inputs.get(which))
+            plain = given is None or (all(int(each) == 1 for each in given) if which == "stride" else not any(given))
+            require(plain, "its {} says more than where it is written", which, at=maker)
+        require(isinstance(begin[0], int) and isinstance(end[0], int), "its rows are computed", at=maker)
+        row, rows = int(begin[0]), int(end[0]) - int(begin[0])
+        computed = [at for at, each in enumerate(begin) if not isinstance(each, int)]
+        writers.append(maker)
+        if computed:
+            require(len(computed) == 1, "several of its axes are computed", at=maker)
+            slot_begin, blend = begin, maker
+            rest = [at for at in range(1, len(whole)) if at != computed[0]]
+            entire = all(begin[at] == 0 and end[at] == whole[at] for at in rest)
+            require(entire, "it is written to part of an axis", at=maker)
+        else:
+            assert maker.update.op is not None
+            blend = maker.update.op
+    new, axis, more = (maker.update, _computed(slot_begin), ()) if slot_begin else _blended(blend, update)
+    read = _read(update, row, rows, whole)
+    position = _position(function, slot_begin[axis]) if slot_begin else None
+    return Written(name, row, rows, axis, update, new, read, (*writers, *more), position)
+
+
+def _writers_of(written: Written) -> set[Operation | None]:
+    """The ops that may use what a state held before this was written."""
+    blends = (op.b.op for op in written.writers if op.op_type == "select")
+    return {*written.writers, *blends}
+
+
+def _check_users(written: Written, following: Written | None) -> None:
+    """What a state holds is read back once, and then written to; nothing else may need it."""
+    held = written.update.outputs[0]
+    if written.read is held:
+        return
+    known = {written.read.op, *(() if following is None else _writers_of(following))}
+    alone = known.issuperset(held.child_ops) and not is_output(held)
+    require(alone, "what it holds is also used otherwise", at=written.update)
+
+
+def _computed(begin: list[Any] | None) -> int:
+    assert begin is not None
+    return next(at for at, each in enumerate(begin) if not isinstance(each, int))
+
+
+def _blended(op: Operation, update: Operation) -> tuple[Var, int, tuple[Operation, ...]]:
+    """The new tokens of a write that selects in every slot, and the axis of the slots."""
+    require(op.op_type == "select", "it is not known how it is written", at=update)
+    fresh = shape_of(op.cond)
+    (axis,) = [at for at, dim in enumerate(fresh) if dim != 1] or [len(fresh) - 2]
+    placed: Var = op.a
+    maker = placed.op
+    if maker is not None and maker.op_type == "matmul" and maker.outputs[0].name.endswith("_placed"):
+        new = maker.x if bool(constant(maker.transpose_y)) else maker.y
+        return new, axis, (op, maker)
+    if maker is not None and maker.op_type == "gather" and maker.outputs[0].name.endswith("_placed"):
+        return maker.x, axis, (op, maker)
+    return placed, axis, (op,)
+
+
+def _read(update: Operation, row: int, rows: int, whole: list[int]) -> Var:
+    """What attention sees of the rows just written."""
+    held = update.outputs[0]
+    for user in held.child_ops:
+        if user.op_type != "slice_by_index":
+            continue
+        begin, end = constant(user.begin), constant(user.end)
+        if begin is None or end is None:
+            continue
+        first, last = [row, *[0] * (len(whole) - 1)], [row + rows, *whole[1:]]
+        if [int(each) for each in begin] == first and [int(each) for each in end] == last:
+            return user.outputs[0]
+    require(rows == whole[0] and held.child_ops, "what it holds is not read back", at=update)
+    return held
+
+
+def _entries(vector: Var) -> list[Any]:
+    """The entries of an int32 vector: numbers, and values of one entry where they are computed."""
+    if (known := constant(vector)) is not None:
+        return [int(each) for each in known]
+    op = vector.op
+    require(op is not None and op.op_type == "concat", "its place is not put together from numbers", at=vector)
+    assert op is not None
+    entries: list[Any] = []
+    for part in op.values:
+        if is_constant(part):
+            entries += [int(each) for each in np.ravel(constant(part))]
+        else:
+            require(shape_of(part) in ((1,), ()), "its place is not put together from numbers", at=vector)
+            entries.append(part)
+    return entries
+
+
+def _position(function: Function, var: Var) -> str | None:
+    """The int32 input that is the first slot."""
+    while var.op is not None and var.op.op_type in ("squeeze", "reshape", "expand_dims", "identity"):
+        var = var.op.x
+    known = next((name for name, each in function.inputs.items() if each is var), None)
+    return known if known is not None and dtype_name(var) == "int32" and shape_of(var) == (1,) else None

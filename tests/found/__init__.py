@@ -1,0 +1,1 @@
+"""coremltools' own passes under milopt's tester; what it finds is in docs/found.md."""

@@ -1,0 +1,241 @@
+"""Every family that milopt converts, as a model of two small layers with random weights.
+
+One table, for the tests and for ``make families``. The models are such that mistakes show: norms are not 1, attention
+is far from uniform, heads and key/value heads differ in number, and sliding windows are smaller than the context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tests.huggingface.support import library
+
+CONTEXT = 32
+WINDOW = 8
+VOCABULARY = 320
+_WIDTH, _LAYERS, _HEADS, _KV_HEADS, _HEAD_DIM = 64, 2, 4, 2, 16
+
+_COMMON: dict[str, Any] = {
+    "hidden_size": _WIDTH,
+    "intermediate_size": 96,
+    "num_hidden_layers": _LAYERS,
+    "num_attention_heads": _HEADS,
+    "num_key_value_heads": _KV_HEADS,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 128,
+    # ten times the usual, so that attention is far from uniform and a wrong mask shows
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_ENCODER = {
+    key: value for key, value in _COMMON.items() if key not in ("num_key_value_heads", "bos_token_id", "eos_token_id")
+}
+_HYBRID = ["sliding_attention", "full_attention"]
+_ROPE: dict[str, Any] = {"rope_theta": 10000.0}
+
+
+@dataclass(frozen=True)
+class Family:
+    """``make()`` is a float32 model in evaluation mode; ``kind`` is decoder, text-encoder or image-encoder.
+
+    ``layers`` are its number of layers, and ``window`` its sliding window.
+    """
+
+    name: str
+    config: str
+    model: str
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    kind: str = "decoder"
+    layers: int = _LAYERS
+    window: int | None = None
+
+    def make(self, seed: int = 0) -> Any:
+        transformers = library("transformers")
+        untyped: Any = torch
+        untyped.manual_seed(seed)
+        config = getattr(transformers, self.config)(**self.settings)
+        model = getattr(transformers, self.model)(config).eval()
+        _perturb(model)
+        return model
+
+
+def _perturb(model: Any) -> None:
+    """Norms and biases as training leaves them: coremltools drops a weight of 1 and a bias of 0."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            lower = name.lower()
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.1)
+            elif "norm" in lower or "ln_" in lower or parameter.dim() == 1:
+                # Gemma's norms multiply with 1 + w
+                parameter.uniform_(-0.5, 0.5) if float(parameter.mean()) == 0 else parameter.uniform_(0.5, 1.5)
+
+
+def _family(name: str, config: str, model: str, *, base: Any = _COMMON, **options: Any) -> tuple[str, Family]:
+    own = {key: options.pop(key) for key in ("kind", "layers", "window") if key in options}
+    return name, Family(name, config, model, {**base, **options}, **own)
+
+
+_YARN = {**_ROPE, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+_LLAMA3 = {
+    **_ROPE,
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+_LONG = {
+    **_ROPE,
+    "rope_type": "longrope",
+    "original_max_position_embeddings": 96,
+    "short_factor": [1.0 + 0.1 * each for each in range(_HEAD_DIM // 2)],
+    "long_factor": [2.0 + 0.2 * each for each in range(_HEAD_DIM // 2)],
+}
+_GPT2 = {
+    "n_embd": _WIDTH,
+    "n_layer": _LAYERS,
+    "n_head": _HEADS,
+    "n_positions": 128,
+    "vocab_size": VOCABULARY,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GEMMA: dict[str, Any] = {
+    "head_dim": 24,
+    "hidden_activation": "gelu_pytorch_tanh",
+    # a tied head would only repeat the token: embeddings are multiplied with the root of the width
+    "tie_word_embeddings": False,
+}
+
+FAMILIES: dict[str, Family] = dict(
+    (
+        _family("llama", "LlamaConfig", "LlamaForCausalLM"),
+        _family("llama-3", "LlamaConfig", "LlamaForCausalLM", rope_parameters=_LLAMA3, tie_word_embeddings=True),
+        _family(
+            "smollm",
+            "LlamaConfig",
+            "LlamaForCausalLM",
+            num_attention_heads=6,
+            hidden_size=96,
+            num_key_value_heads=3,
+            tie_word_embeddings=True,
+        ),
+        _family("smollm3", "SmolLM3Config", "SmolLM3ForCausalLM", no_rope_layers=[1, 0]),
+        _family("qwen2", "Qwen2Config", "Qwen2ForCausalLM"),
+        _family("qwq-yarn", "Qwen2Config", "Qwen2ForCausalLM", rope_parameters=_YARN),
+        _family(
+            "qwen2-sliding",
+            "Qwen2Config",
+            "Qwen2ForCausalLM",
+            use_sliding_window=True,
+            sliding_window=WINDOW,
+            layer_types=_HYBRID,
+            window=WINDOW,
+        ),
+        _family("qwen3", "Qwen3Config", "Qwen3ForCausalLM", head_dim=24),
+        _family("mistral", "MistralConfig", "MistralForCausalLM", sliding_window=WINDOW, window=WINDOW),
+        _family("gemma", "GemmaConfig", "GemmaForCausalLM", **{**_GEMMA, "num_key_value_heads": 1}),
+        _family(
+            "gemma-2",
+            "Gemma2Config",
+            "Gemma2ForCausalLM",
+            **_GEMMA,
+            sliding_window=WINDOW,
+            query_pre_attn_scalar=20,
+            window=WINDOW,
+            layer_types=_HYBRID,
+        ),
+        _family(
+            "gemma-3",
+            "Gemma3TextConfig",
+            "Gemma3ForCausalLM",
+            **_GEMMA,
+            sliding_window=WINDOW,
+            query_pre_attn_scalar=20,
+            window=WINDOW,
+            layer_types=_HYBRID,
+        ),
+        _family(
+            "exaone-4", "Exaone4Config", "Exaone4ForCausalLM", sliding_window=WINDOW, layer_types=_HYBRID, window=WINDOW
+        ),
+        _family("gpt-2", "GPT2Config", "GPT2LMHeadModel", base=_GPT2),
+        _family("phi-3", "Phi3Config", "Phi3ForCausalLM", sliding_window=WINDOW, window=WINDOW),
+        _family(
+            "phi-3-long", "Phi3Config", "Phi3ForCausalLM", rope_parameters=_LONG, original_max_position_embeddings=96
+        ),
+        _family(
+            "opt",
+            "OPTConfig",
+            "OPTForCausalLM",
+            base={key: value for key, value in _COMMON.items() if key != "num_key_value_heads"},
+            ffn_dim=96,
+            word_embed_proj_dim=_WIDTH,
+        ),
+        _family(
+            "gpt-neox",
+            "GPTNeoXConfig",
+            "GPTNeoXForCausalLM",
+            base={key: value for key, value in _COMMON.items() if key != "num_key_value_heads"},
+            rope_parameters={**_ROPE, "partial_rotary_factor": 0.25},
+        ),
+        _family("bert", "BertConfig", "BertModel", base=_ENCODER, kind="text-encoder"),
+        _family(
+            "bert-pairs",
+            "BertConfig",
+            "BertForSequenceClassification",
+            base=_ENCODER,
+            kind="text-encoder",
+            num_labels=3,
+        ),
+        _family(
+            "distilbert",
+            "DistilBertConfig",
+            "DistilBertModel",
+            base={},
+            dim=_WIDTH,
+            hidden_dim=96,
+            n_layers=_LAYERS,
+            n_heads=_HEADS,
+            vocab_size=VOCABULARY,
+            max_position_embeddings=128,
+            initializer_range=0.2,
+            kind="text-encoder",
+        ),
+        _family("roberta", "RobertaConfig", "RobertaModel", base=_ENCODER, kind="text-encoder"),
+        _family(
+            "vit",
+            "ViTConfig",
+            "ViTModel",
+            base={
+                key: value
+                for key, value in _ENCODER.items()
+                if key not in ("vocab_size", "pad_token_id", "max_position_embeddings")
+            },
+            image_size=32,
+            patch_size=8,
+            kind="image-encoder",
+        ),
+        _family(
+            "vit-classes",
+            "ViTConfig",
+            "ViTForImageClassification",
+            base={
+                key: value
+                for key, value in _ENCODER.items()
+                if key not in ("vocab_size", "pad_token_id", "max_position_embeddings")
+            },
+            image_size=32,
+            patch_size=8,
+            num_labels=5,
+            kind="image-encoder",
+        ),
+    )
+)

@@ -1,0 +1,185 @@
+"""``python -m tests.mutants``: which small changes of the passes no test notices."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .equivalent import EQUIVALENT
+from .mutating import Mutant, mutants_of
+from .running import CAUGHT, SURVIVED, TIMEOUT, Coverage, Outcome, Task, coverage_of, outcomes, prepare
+from .storing import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = (Path("tests/passes"), Path("tests/compression"))
+STORE = Path("build/mutants")
+# of the mutants that are not equivalent, in every file
+_LEAST_SHARE = 0.95
+
+
+@dataclass
+class Result:
+    """The mutants of one file, by what became of them."""
+
+    count: Counter[str] = field(default_factory=Counter[str])
+    survivors: list[Mutant] = field(default_factory=list[Mutant])
+
+    @property
+    def share(self) -> float:
+        found = self.count[CAUGHT] + self.count[TIMEOUT]
+        return found / (found + self.count[SURVIVED]) if found + self.count[SURVIVED] else 1.0
+
+
+def main() -> int:
+    options = _options()
+    os.chdir(ROOT)
+    console = Console(highlight=False)
+    files = [Path(each) for each in options.files] or sorted(Path("passes").glob("*.py"))
+    mutants = [mutant for file in files for mutant in mutants_of(file, file.as_posix())][:: options.every]
+    store = Store(STORE, ROOT)
+    started = time.perf_counter()
+    prepare(TESTS)
+    console.print("which test runs which line...", style="dim")
+    coverage = store.coverage(TESTS, lambda: coverage_of(TESTS, ROOT))
+    if coverage.failed:
+        console.print("fail without any change: " + ", ".join(coverage.failed), markup=False)
+        return 2
+    found = _run(mutants, coverage, store, options.workers, console, options.again)
+    store.save()
+    results = _results(mutants, found)
+    stale = _stale(mutants, found) if options.every == 1 else []
+    _tell(results, found, stale, console, time.perf_counter() - started)
+    low = [file for file, result in results.items() if result.share < _LEAST_SHARE]
+    return 1 if low or stale else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("files", nargs="*", help="files of passes/; all of them by default")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="how many mutants at a time")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="take every Nth mutant only")
+    parser.add_argument("--again", action="store_true", help="forget what earlier runs found")
+    return parser.parse_args()
+
+
+def _run(
+    mutants: list[Mutant], coverage: Coverage, store: Store, workers: int, console: Console, again: bool
+) -> dict[Mutant, Outcome]:
+    found: dict[Mutant, Outcome] = {}
+    tests = {mutant: coverage.tests(mutant.file, None if mutant.at_import else mutant.lines) for mutant in mutants}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("mutants", total=len(mutants))
+        if not again:
+            found = {mutant: known for mutant in mutants if (known := store.get(mutant, tests[mutant])) is not None}
+        progress.advance(task, len(found))
+        work = [
+            Task(
+                number=number,
+                file=mutant.file,
+                function=mutant.function,
+                at_import=mutant.at_import,
+                source=mutant.source,
+                tests=_ordered(tests[mutant], store.hint(mutant)),
+            )
+            for number, mutant in enumerate(mutants)
+            if mutant not in found
+        ]
+        for done, (number, outcome) in enumerate(outcomes(work, coverage.seconds, workers)):
+            mutant = mutants[number]
+            found[mutant] = outcome
+            store.put(mutant, tests[mutant], outcome)
+            progress.advance(task)
+            if done % 100 == 99:
+                store.save()
+    return found
+
+
+def _ordered(tests: list[str], first: str) -> list[str]:
+    return sorted(tests, key=lambda test: test != first)
+
+
+def _why_equivalent(mutant: Mutant) -> str | None:
+    return EQUIVALENT.get((mutant.file, mutant.function), {}).get((mutant.before, mutant.after))
+
+
+def _results(mutants: list[Mutant], found: dict[Mutant, Outcome]) -> dict[str, Result]:
+    results: dict[str, Result] = {}
+    for mutant in mutants:
+        result, status = results.setdefault(mutant.file, Result()), found[mutant].status
+        if status == SURVIVED and _why_equivalent(mutant) is not None:
+            result.count["equivalent"] += 1
+            continue
+        result.count[status] += 1
+        if status == SURVIVED:
+            result.survivors.append(mutant)
+    return results
+
+
+def _stale(mutants: list[Mutant], found: dict[Mutant, Outcome]) -> list[str]:
+    """Entries of the list of equivalents that name no mutant, or one that a test does catch."""
+    files = {mutant.file for mutant in mutants}
+    survived = {
+        (mutant.file, mutant.function, mutant.before, mutant.after)
+        for mutant in mutants
+        if found[mutant].status == SURVIVED
+    }
+    return [
+        f"{file}, {function}: {before} -> {after}"
+        for (file, function), each in EQUIVALENT.items()
+        for before, after in each
+        if file in files and (file, function, before, after) not in survived
+    ]
+
+
+def _tell(
+    results: dict[str, Result], found: dict[Mutant, Outcome], stale: list[str], console: Console, seconds: float
+) -> None:
+    table = Table("file", *(["mutants", "caught", "timeout", "survived", "equivalent", "caught %"]), box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    whole = Result()
+    for file, result in results.items():
+        table.add_row(file, *_row(result))
+        whole.count.update(result.count)
+    table.add_row("all", *_row(whole), style="bold")
+    survivors = [mutant for result in results.values() for mutant in result.survivors]
+    STORE.joinpath("survivors.diff").write_text("\n".join(map(_told, survivors)))
+    data = {
+        "seconds": seconds,
+        "files": {file: {**result.count, "share": result.share} for file, result in results.items()},
+        "survivors": [
+            {"file": each.file, "function": each.function, "before": each.before, "after": each.after}
+            for each in survivors
+        ],
+        "caught": {f"{each.file}, {each.function}: {each.before} -> {each.after}": found[each].test for each in found},
+    }
+    STORE.joinpath("mutants.json").write_text(json.dumps(data, indent=1))
+    console.print(table)
+    console.print(f"{seconds:.0f} s; the survivors are in {STORE / 'survivors.diff'}")
+    for each in stale:
+        console.print(f"no equivalent mutant: {each}", markup=False)
+
+
+def _row(result: Result) -> list[str]:
+    count = result.count
+    counts = [count.total(), count[CAUGHT], count[TIMEOUT], count[SURVIVED], count["equivalent"]]
+    return [*map(str, counts), f"{result.share:.1%}"]
+
+
+def _told(mutant: Mutant) -> str:
+    return f"# {mutant.file}, {mutant.function}: {mutant.before!r} -> {mutant.after!r}\n{mutant.diff()}\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""What programs compute from positions, as tables: every step, and each reason why there is none."""
+
+# The bodies of programs are lambdas of as many parameters as they have inputs, for which no one type can be written.
+# pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from milopt.interpreter import evaluate
+from milopt.mil import Function, Program, mb, target, types
+from milopt.passes.angles import Tabulated, tabulate
+from milopt.reports import NoMatch, place_of
+
+ROWS, Q = 7, 3
+Body = Callable[..., Any]
+
+
+def built(body: Body, shape: tuple[int, ...] = (Q,), **others: tuple[int, ...]) -> Program:
+    """``body`` of positions ``p`` and of other inputs; f holds floats, u bytes."""
+    shapes = {"p": shape, **others}
+    kinds = {"f": types.fp32, "u": types.uint8}
+    specs = {name: mb.placeholder(each, kinds.get(name, types.int32)) for name, each in shapes.items()}
+    with Function(specs, opset_version=target.iOS17) as function:
+        function.set_outputs([mb.identity(x=body(**function.inputs), name="out")])
+    program = Program()
+    program.add_function("main", function)
+    return program
+
+
+def table(program: Program) -> Tabulated:
+    return tabulate(program.functions["main"].outputs[0], ROWS)
+
+
+def assert_holds(body: Body, shape: tuple[int, ...] = (Q,)) -> Tabulated:
+    """What the table says of some positions is what the program computes from them."""
+    program = built(body, shape)
+    found = table(program)
+    assert found.positions is program.functions["main"].inputs["p"]
+    assert found.table.dtype == np.float64
+    positions = np.random.default_rng(0).integers(0, ROWS, shape).astype(np.int32)
+    expected = evaluate(program, {"p": positions}, precision="float64")["out"]
+    for at in np.ndindex(expected.shape):
+        place = [0] * len(shape)
+        for axis, along in enumerate(found.axes):
+            if along is not None:
+                place[along] = at[axis]
+        inner = tuple(0 if found.axes[axis] is not None else at[axis] for axis in range(len(at)))
+        # 1e-12: the same steps in float64
+        row = found.table[positions[tuple(place)]]
+        np.testing.assert_allclose(row[inner], expected[at], rtol=1e-12)
+    return found
+
+
+def wide(p: Any) -> Any:
+    return mb.cast(x=p, dtype="fp32")
+
+
+def column(p: Any) -> Any:
+    return mb.expand_dims(x=wide(p), axes=[-1])
+
+
+ROW = np.array([0.5, 0.25], np.float32)
+
+STEPS: dict[str, tuple[Body, tuple[int, ...], tuple[int | None, ...]]] = {
+    "cast": (lambda p: wide(p), (Q,), (0,)),
+    "cast between integers": (lambda p: wide(mb.cast(x=p, dtype="uint16")), (2, Q), (0, 1)),
+    "cast to another float": (lambda p: mb.cast(x=wide(p), dtype="fp16"), (2, Q), (0, 1)),
+    "identity": (lambda p: mb.identity(x=wide(p)), (Q,), (0,)),
+    "cos": (lambda p: mb.cos(x=wide(p)), (Q,), (0,)),
+    "sin": (lambda p: mb.sin(x=wide(p)), (Q,), (0,)),
+    "unit axes": (lambda p: mb.expand_dims(x=wide(p), axes=[0, -1]), (2, Q), (None, 0, 1, None)),
+    "unit axes of integers": (lambda p: wide(mb.expand_dims(x=p, axes=[1])), (2, Q), (0, None, 1)),
+    "unit axes of cast integers": (
+        lambda p: wide(mb.expand_dims(x=mb.cast(x=mb.expand_dims(x=p, axes=[-1]), dtype="int16"), axes=[0])),
+        (2, Q),
+        (None, 0, 1, None),
+    ),
+    "transpose": (lambda p: mb.transpose(x=column(p), perm=[2, 0, -2]), (2, Q), (None, 0, 1)),
+    "product": (lambda p: mb.mul(x=column(p), y=ROW), (Q,), (0, None)),
+    "product from the left": (lambda p: mb.mul(x=ROW, y=column(p)), (Q,), (0, None)),
+    "quotient": (lambda p: mb.real_div(x=column(p), y=ROW), (Q,), (0, None)),
+    "quotient the other way round": (
+        lambda p: mb.real_div(x=ROW, y=mb.add(x=column(p), y=np.float32(1))),
+        (Q,),
+        (0, None),
+    ),
+    "sum": (lambda p: mb.add(x=column(p), y=ROW), (Q,), (0, None)),
+    "difference": (lambda p: mb.sub(x=ROW, y=column(p)), (Q,), (0, None)),
+    "a value and itself": (lambda p: mb.mul(x=wide(p), y=mb.add(x=wide(p), y=np.float32(1))), (2, Q), (0, 1)),
+    "a constant of higher rank": (lambda p: mb.mul(x=wide(p), y=np.ones((1, 2, 1), np.float32)), (Q,), (None, None, 0)),
+    "concat": (lambda p: mb.concat(values=(column(p), mb.mul(x=column(p), y=ROW)), axis=-1), (2, Q), (0, 1, None)),
+    "concat before the positions": (
+        lambda p: mb.concat(values=[mb.expand_dims(x=each, axes=[0]) for each in (wide(p), mb.cos(x=wide(p)))], axis=0),
+        (2, Q),
+        (None, 0, 1),
+    ),
+    "outer product": (lambda p: mb.matmul(x=column(p), y=ROW[None]), (Q,), (0, None)),
+    "outer product from the left": (
+        lambda p: mb.matmul(x=ROW[:, None], y=mb.expand_dims(x=wide(p), axes=[0])),
+        (Q,),
+        (None, 0),
+    ),
+    "outer product of columns": (lambda p: mb.matmul(x=column(p), y=ROW[:, None], transpose_y=True), (Q,), (0, None)),
+    "outer product of rows": (
+        lambda p: mb.matmul(x=mb.expand_dims(x=wide(p), axes=[0]), y=ROW[None], transpose_x=True),
+        (Q,),
+        (0, None),
+    ),
+    "outer products in batches": (
+        lambda p: mb.matmul(
+            x=mb.expand_dims(x=wide(p), axes=[1]), y=ROW[None, :, None], transpose_x=True, transpose_y=True
+        ),
+        (2, Q),
+        (0, 1, None),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_steps(case: str) -> None:
+    body, shape, axes = STEPS[case]
+    assert assert_holds(body, shape).axes == axes
+
+
+def test_a_constant_has_no_positions() -> None:
+    program = built(lambda p: mb.mul(x=wide(p), y=np.float32(2)))
+    factor = next(op for op in program.functions["main"].operations if op.op_type == "mul").inputs["y"]
+    found = tabulate(factor, ROWS)
+    assert (found.positions, found.axes, found.table.tolist(), found.notes) == (None, (), [2.0], ())
+
+
+def test_what_is_made_of_constants_has_no_positions() -> None:
+    program = built(lambda p: mb.mul(x=wide(p), y=mb.add(x=ROW[:1], y=ROW[1:], name="sum")))
+    (constants,) = [op for op in program.functions["main"].operations if op.name == "sum"]
+    found = tabulate(constants.outputs[0], ROWS)
+    assert (found.positions, found.axes, found.table.tolist()) == (None, (None,), [[0.75]])
+
+
+def test_frequencies_are_restored_or_kept_as_stored() -> None:
+    rounded = (1e4 ** (-np.arange(8) / 8)).astype(np.float16)
+    program = built(lambda p: mb.mul(x=mb.cast(x=column(p), dtype="fp16"), y=rounded))
+    out = program.functions["main"].outputs[0]
+    found = tabulate(out, ROWS)
+    np.testing.assert_array_equal(found.table[1, 0], 1e4 ** (-np.arange(8) / 8))
+    assert found.notes == ("inverse frequencies that fp16 had rounded were restored: theta 10000",)
+    stored = tabulate(out, ROWS, as_stored=True)
+    np.testing.assert_array_equal(stored.table[1, 0], rounded.astype(float))
+    assert stored.notes == ()
+
+
+def test_notes_of_all_parts_are_kept_once() -> None:
+    rounded = (1e4 ** (-np.arange(8) / 8)).astype(np.float16)
+    others = (1e5 ** (-np.arange(8) / 8)).astype(np.float16)
+
+    def body(p: Any) -> Any:
+        angles = [mb.mul(x=mb.cast(x=column(p), dtype="fp16"), y=each) for each in (rounded, others, rounded)]
+        return mb.concat(values=angles, axis=1)
+
+    restored = "inverse frequencies that fp16 had rounded were restored: theta"
+    assert table(built(body)).notes == (f"{restored} 10000", f"{restored} 100000")
+
+
+def test_positions_with_a_constant_beside_them() -> None:
+    """The constant part has no positions of its own, and those of the other are kept."""
+    halves = np.full((Q, 1), 0.5, np.float32)
+    with pytest.raises(NoMatch, match="it joins angles of different shapes"):
+        table(built(lambda p: mb.concat(values=(mb.const(val=halves), column(p)), axis=1)))
+    found = table(built(lambda p: mb.mul(x=np.float32(3), y=column(p))))
+    assert found.positions is not None
+
+
+REFUSALS: dict[str, tuple[Body, str, str]] = {
+    "a float input": (
+        lambda p, f: mb.mul(x=wide(p), y=f),
+        "f",
+        "it depends on a fp32 input, not on integer positions alone",
+    ),
+    "an op that is no step": (
+        lambda p, f: mb.mul(x=mb.exp(x=wide(p), name="grown"), y=f),
+        "grown",
+        "its angles pass through exp",
+    ),
+    "interleaved angles": (
+        lambda p, f: mb.concat(values=(column(p), column(p)), axis=-1, interleave=True, name="joined"),
+        "joined",
+        "its angles are interleaved",
+    ),
+    "angles of different shapes": (
+        lambda square, f: mb.concat(
+            values=(wide(square), mb.transpose(x=wide(square), perm=[1, 0])), axis=0, name="joined"
+        ),
+        "joined",
+        "it joins angles of different shapes",
+    ),
+    "angles joined along the positions": (
+        lambda p, f: mb.concat(values=(column(p), column(p)), axis=0, name="joined"),
+        "joined",
+        "it joins angles along the positions",
+    ),
+    "two positions joined": (
+        lambda p, other: mb.concat(values=(column(p), column(other)), axis=1, name="joined"),
+        "joined",
+        "it depends on two integer values",
+    ),
+    "two positions added": (
+        lambda p, other: mb.add(x=wide(p), y=wide(other), name="both"),
+        "both",
+        "it depends on two integer values",
+    ),
+    "a row for each position": (
+        lambda p, f: mb.mul(x=wide(p), y=np.arange(Q, dtype=np.float32), name="scaled"),
+        "scaled",
+        "a constant varies along the positions",
+    ),
+    "a row for each position, from the left": (
+        lambda p, f: mb.mul(x=np.arange(Q, dtype=np.float32), y=wide(p), name="scaled"),
+        "scaled",
+        "a constant varies along the positions",
+    ),
+    "differences of positions": (
+        lambda p, f: mb.sub(x=column(p), y=wide(p), name="apart"),
+        "apart",
+        "it mixes positions",
+    ),
+    "positions and their transposed selves": (
+        lambda square, f: mb.add(x=wide(square), y=mb.transpose(x=wide(square), perm=[1, 0]), name="apart"),
+        "apart",
+        "it mixes positions",
+    ),
+    "a sum over positions": (
+        lambda p, f: mb.matmul(x=mb.expand_dims(x=wide(p), axes=[0]), y=np.ones((Q, 2), np.float32), name="sum"),
+        "sum",
+        "it sums over angles",
+    ),
+    "a sum over one position": (
+        lambda one, f: mb.matmul(x=mb.expand_dims(x=wide(one), axes=[0]), y=np.ones((1, 2), np.float32), name="sum"),
+        "sum",
+        "it sums over angles",
+    ),
+    "a sum over features": (
+        lambda p, f: mb.matmul(x=mb.mul(x=column(p), y=ROW), y=np.ones((2, 2), np.float32), name="sum"),
+        "sum",
+        "it sums over angles",
+    ),
+    "a constant vector times a matrix": (
+        lambda p, f: mb.matmul(x=np.array([2], np.float32), y=mb.expand_dims(x=wide(p), axes=[0]), name="sum"),
+        "sum",
+        "it sums over angles",
+    ),
+    "a vector times a matrix": (
+        lambda one, f: mb.matmul(x=wide(one), y=np.ones((1, 2), np.float32), name="sum"),
+        "sum",
+        "it sums over angles",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_reasons(case: str) -> None:
+    body, place, reason = REFUSALS[case]
+    shapes: dict[str, tuple[int, ...]] = {"f": (Q,), "other": (Q,), "square": (Q, Q), "one": (1,)}
+    names = body.__code__.co_varnames[: body.__code__.co_argcount]
+    program = built(lambda **given: body(*(given[name] for name in names)), **{each: shapes[each] for each in shapes})
+    with pytest.raises(NoMatch) as why:
+        table(program)
+    assert (place_of(why.value.at), str(why.value)) == (place, reason)
+
+
+def test_integers_that_are_computed_are_positions_themselves() -> None:
+    """A cast of floats, or a sum, makes other positions: those are looked up, and not what they came from."""
+    for body in (
+        lambda p, f: wide(mb.cast(x=f, dtype="int32", name="cut")),
+        lambda p, f: wide(mb.add(x=p, y=2, name="cut")),
+    ):
+        found = table(built(body, f=(Q,)))
+        assert found.positions is not None
+        assert (found.positions.name, found.axes) == ("cut", (0,))
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "uint16"])
+def test_integers_of_every_width_are_positions(kind: str) -> None:
+    found = table(built(lambda p, f: wide(mb.cast(x=mb.cast(x=f, dtype="int32"), dtype=kind)), f=(Q,)))
+    assert found.positions is not None
+    assert found.positions.op is not None
+    assert found.positions.op.inputs["x"].name == "f"
+
+
+def test_bytes_from_outside_are_positions() -> None:
+    found = table(built(lambda p, u: wide(u), u=(Q,)))
+    assert found.positions is not None
+    assert found.positions.name == "u"
+
+
+def test_a_table_counts_from_zero() -> None:
+    assert table(built(lambda p: wide(p))).table.tolist() == [[float(row)] for row in range(ROWS)]
