@@ -27,7 +27,7 @@ def test_programs_of_its_pattern(subject: Subject) -> None:
     if isinstance(subject.of, Pass):
         check_pass(subject.of, subject.matching, max_examples=5)
     else:
-        check_rule(subject.of, subject.matching, max_examples=8, metric=subject.metric)
+        check_rule(subject.of, subject.matching, max_examples=20, metric=subject.metric)
 
 
 @every_subject
