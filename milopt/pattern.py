@@ -9,8 +9,10 @@ The rules of the language:
    variadic input (bound to a tuple). A variable used twice is the same value twice: the same result of the same op, or
    two constants with the same type, shape and bits. ``Scalar | None`` may be left out of the pattern.
 3. An input left out must have the op's default. A literal must be equal, at the precision of the constant's own
-   dtype: one that the dtype holds exactly, as 0.5, to the bit, any other as it is rounded or a step beside. Axes are
-   equal to their non-negative form, and sets of axes in any order. ``...`` is anything; ``None`` is absent.
+   dtype: one that the dtype holds exactly, as 0.5, to the bit, any other as it is rounded or a step beside. 0.0 (and 0)
+   is not -0.0, as in a repeated scalar: 1 / 0.0 and max(x, 0.0) are not what they are with -0.0. A rule that is right
+   with both says so with ``op.one_of``. Axes are equal to their non-negative form, and sets of axes in any order.
+   ``...`` is anything; ``None`` is absent.
 4. Where operands broadcast, an array of equal numbers is that number, unless it makes the result larger.
 5. Commutative ops match with their inputs in either order.
 6. ``op.one_of(tag, name=pattern, ...)`` are alternatives, tried in the order written; the match says under ``tag``
@@ -20,7 +22,8 @@ The rules of the language:
 8. ``op.split(...)[1]`` is the second output of an op with several, ``[...]`` any of them.
 9. ``op.concat(values=(x, *rest))``: a :class:`Values` variable stands for any number of values, none included.
 10. A value inside the match may not be used outside it, unless its pattern is in ``op.shared(...)``: such an op stays
-    where something else needs it. Variables may be bound to values of an outer block, matched ops may not lie there.
+    where something else needs it. Variables may be bound to values of an outer block; matched ops may not lie there,
+    but for those in ``op.shared``.
 11. The pattern returns the op whose outputs are replaced; one output of it (``op.split(...)[0]``), when nothing needs
     the others; or a tuple of these, ops of one block which are found, and replaced, together.
 """

@@ -150,4 +150,4 @@ class Pipeline:
         return report
 
 
-DEFAULT = "canonicalize,fp16-safe-norm,rope-table,fuse-sdpa,kv-to-state,linear-to-conv,palettize"
+DEFAULT = "canonicalize,fp16-safe-norm,rope-table,fuse-sdpa,kv-to-state,pack-gqa,linear-to-conv,layout-bc1s,palettize"

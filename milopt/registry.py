@@ -30,9 +30,15 @@ _OWN = {
     "decompose-sdpa": "decomposition:DecomposeSdpa",
     "kv-to-state": "cache:KvToState",
     "state-to-kv": "cache_inverse:StateToKv",
+    "contract": "contract:ClientContract",
     "linear-to-conv": "convolution:LinearToConv",
+    "conv1x1-to-linear": "convolution_inverse:Conv1x1ToLinear",
+    "layout-bc1s": "layout:LayoutBc1s",
+    "split-head": "head:SplitHead",
+    "dma-notch": "notch:DmaNotch",
     "palettize": "compression:Palettize",
     "quantize": "quantization:Quantize",
+    "decompress": "decompression:Decompress",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from milopt.errors import PackageError
@@ -54,6 +54,11 @@ class CacheSignature:
     its masks have as many columns. ``position`` is empty where the program takes the slot from an input it always had:
     ``counts`` names it, or is empty where it is the number of a mask's columns. ``texts`` are descriptions that the
     rewrite took away, with the names of those they described.
+
+    The states of a ``stacked`` cache have an axis for the layers, (layers, B, H, slots, D): row ``r`` of a slot is
+    layer ``r // B``. ``renamed`` are inputs that had another name before the rewrite, as (before, after); after is
+    empty where the program computes the input itself since then. Of several masks that became one, the last is it, and
+    the program computes the others of it. In keys, ``trace`` stands for 0 where a slot has to show that it was written.
     """
 
     slots: tuple[CacheSlot, ...]
@@ -65,14 +70,22 @@ class CacheSignature:
     prefix: bool = False
     counts: str = ""
     texts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    stacked: bool = False
+    renamed: tuple[tuple[str, str], ...] = ()
+    trace: float = 0.0
 
     def axis_of(self, slot: CacheSlot) -> int:
         """The axis of a cached tensor that holds the slots."""
         return self.axis if slot.axis is None else slot.axis
 
+    def former(self) -> CacheSignature:
+        """The same with the names that inputs had before they were ``renamed``."""
+        masks = tuple(before for before, after in self.renamed if after in self.masks)
+        return replace(self, masks=masks or self.masks, renamed=())
+
     def to_json(self) -> str:
         """The text for the metadata; fields that say nothing are left out."""
-        fields = _telling(asdict(self), "rings", "prefix", "counts", "texts")
+        fields = _telling(asdict(self), "rings", "prefix", "counts", "texts", "stacked", "renamed", "trace")
         fields["slots"] = [_telling(asdict(slot), "axis", "ring", "kept", "returned", "dtype") for slot in self.slots]
         return json.dumps(fields, separators=(",", ":"))
 
@@ -88,6 +101,7 @@ class CacheSignature:
                 masks=tuple(fields.pop("masks")),
                 rings=tuple((str(mask), int(size)) for mask, size in fields.pop("rings", ())),
                 texts=tuple((str(said), tuple(names)) for said, names in fields.pop("texts", ())),
+                renamed=tuple((str(before), str(after)) for before, after in fields.pop("renamed", ())),
                 **fields,
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:

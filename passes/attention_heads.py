@@ -12,6 +12,7 @@ from milopt.literals import one_number
 from milopt.matching import Match
 from milopt.mil import Operation, Var, constant, is_output, is_symbolic, shape_of
 from milopt.passes.attention_products import permuted, reshaped
+from milopt.passes.attention_writing import grouped_mask
 from milopt.pattern import Ops, Values
 from milopt.reports import require
 from milopt.rules import Rule
@@ -35,13 +36,15 @@ class Heads(NamedTuple):
     out: tuple[int, ...]
     axis: int
     mask: Var | None
+    groups: int
 
 
 class MergeHeads(Rule[Heads]):
     """``concat`` of attentions of one head each, on pieces of q, k and v  ->  one attention of all heads.
 
     The pieces are the outputs of a ``split``, or slices, in order and complete; each may be transposed, as may the
-    results. It stays away where the heads have masks of their own, share keys, or are not all of the pieces.
+    results. Where several heads, one after another, share a piece of k and v, their queries become rows of one head, as
+    in ``pack-gqa``. It stays away where the heads have masks of their own, or are not all of the pieces.
     """
 
     def pattern(self, op: Ops, /, heads: Values) -> Any:
@@ -54,25 +57,33 @@ class MergeHeads(Rule[Heads]):
         results = [_attention(each) for each in m.root.inputs["values"]]
         ops, perms = [op for op, _ in results], [perm for _, perm in results]
         require(len(set(perms)) == 1, "its heads are of different layouts")
-        require(len(set(ops)) == len(ops), "a head is there twice")
-        masks = [op.inputs.get("attn_mask") for op in ops]
-        first = masks[0]
-        alike = all(
-            each is first or (each is not None and first is not None and same_var(each, first)) for each in masks
-        )
+        masks = [mask for op in ops if (mask := op.inputs.get("attn_mask")) is not None]
+        first: Var | None = next(iter(masks), None)
+        alike = len(masks) in (0, len(ops)) and all(same_var(each, masks[0]) for each in masks)
         require(alike, "its heads have masks of their own")
         require(first is None or first.rank < 3 or shape_of(first)[-3] == 1, "the mask is one per head", at=first)
-        q, k, v = (_pieces([op.inputs[name] for op in ops]) for name in ("query", "key", "value"))
-        require(ops[0].outputs[0].rank == 4 and shape_of(ops[0].outputs[0])[1] == 1, "its heads are no heads alone")
+        keys, values = ([op.inputs[name] for op in ops] for name in ("key", "value"))
+        groups = _shared(keys)
+        require(groups == _shared(values), "heads that share keys do not share values", at=values[0])
+        q = _pieces([op.inputs["query"] for op in ops])
+        k, v = (_alone(each[0]) if groups == len(ops) else _pieces(each[::groups]) for each in (keys, values))
         out = perms[0]
         axis = int(constant(m.root.inputs["axis"])) % 4
         require(out[axis] in (1, 3), "the heads are joined along queries or sequences")
-        return Heads(q, k, v, out, axis, first)
+        return Heads(q, k, v, out, axis, first, groups)
 
     def rewrite(self, op: Builder, m: Match, facts: Heads, /) -> Var:
-        query, key, value = (_whole(op, each, len(m.heads) + 1) for each in (facts.q, facts.k, facts.v))
-        masks = {} if facts.mask is None else {"attn_mask": facts.mask}
+        heads, groups, mask = len(m.heads) + 1, facts.groups, facts.mask
+        query = _whole(op, facts.q, heads)
+        key, value = (_whole(op, each, heads // groups) for each in (facts.k, facts.v))
+        batch, _, rows, size = shape_of(query)
+        if groups > 1:
+            query = reshaped(op, query, (batch, heads // groups, groups * rows, size))
+            mask = None if mask is None else grouped_mask(op, mask, heads, groups, rows)
+        masks = {} if mask is None else {"attn_mask": mask}
         made = op.scaled_dot_product_attention(query=query, key=key, value=value, **masks)
+        if groups > 1:
+            made = reshaped(op, made, (batch, heads, rows, shape_of(value)[-1]))
         if facts.out[facts.axis] == 1:
             return permuted(op, made, facts.out)
         # (B, H, L, D) -> the layout of one head's result, its unit axis dropped, H before D -> joined
@@ -94,6 +105,19 @@ def _attention(var: Var) -> tuple[Operation, tuple[int, ...]]:
     require(op is not None and op.op_type == "scaled_dot_product_attention", "it joins no heads", at=var)
     assert op is not None
     return op, perm
+
+
+def _shared(values: list[Var]) -> int:
+    """How many heads, one after another, have the same keys (or values); 1 where each has its own."""
+    groups = next((at for at, each in enumerate(values) if each is not values[0]), len(values))
+    alike = len(values) % groups == 0 and all(each is values[at - at % groups] for at, each in enumerate(values))
+    require(alike, "some heads share keys, and not as many each")
+    return groups
+
+
+def _alone(var: Var) -> Pieces:
+    """Keys or values of one head that all heads share: no piece of anything."""
+    return Pieces(var, 1, (0, 1, 2, 3))
 
 
 def _pieces(values: list[Var]) -> Pieces:
@@ -127,13 +151,13 @@ def _pieces(values: list[Var]) -> Pieces:
     return Pieces(whole, axis, perm, factors[0])
 
 
-def _unscaled(var: Var, most: int = 3) -> tuple[Var, tuple[Any, ...]]:
+def _unscaled(var: Var) -> tuple[Var, tuple[Any, ...]]:
     """What is multiplied by numbers, or by what all features share; and these factors, the last first."""
     factors: list[Any] = []
-    while var.op is not None and var.op.op_type == "mul" and len(factors) < most:
+    while var.op is not None and var.op.op_type == "mul":
         x, y = var.op.inputs["x"], var.op.inputs["y"]
         number = one_number(var.op, "y", y) if constant(y) is not None else None
-        if number is None and not (constant(y) is None and shape_of(x) == shape_of(var) and 1 in shape_of(y)):
+        if number is None and (constant(y) is not None or shape_of(x) != shape_of(var)):
             break
         factors.append(y if number is None else number)
         var = x

@@ -21,8 +21,10 @@ from milopt.reports import require
 
 __all__ = ["FLOATS", "Mask", "Scores", "alike", "alive", "chosen", "fits", "once", "read_scores", "write_mask"]
 
-# A number that is put in the place of a score is taken for minus infinity from here on: exp(-1e3) is 0 in float64.
-_LOWEST = -1e3
+# What is put in the place of a score is taken for minus infinity from here on: the range of fills that models mask with
+# (constraint L10). exp(-1e4) is 0 in every format, and is as long as no score of the row is below -9e3 or so; of a
+# number nearer to the scores, -1e3, that is not known.
+_LOWEST = -1e4
 # To a number so low fp32, and float64, add any score without change: even a row that is masked altogether stays equal.
 _ABSORBING = -1e30
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from milopt.axes import axes_of
 from milopt.engine.shapes import same_size
@@ -17,8 +16,7 @@ from milopt.reports import require
 __all__ = ["Seen", "Site", "read_site"]
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """A value and the order in which its axes are (batch…, rows, features); axes count from the end."""
 
     var: Var
@@ -31,12 +29,11 @@ class Seen:
         return (*batch, *(shape_of(self.var)[axis] for axis in self.order[-2:]))
 
 
-@dataclass(frozen=True)
-class Site:
+class Site(NamedTuple):
     """One attention. ``order`` are the axes of masks that are batch…, queries, keys, and ``out`` those of the result.
 
     ``batch`` are the batch dimensions, ``regrouped`` says that q, k and v have others, of the same number. ``dead`` is
-    a condition on rows whose weights are ``fill`` where it holds (or does not: ``fill_if``).
+    a condition on rows, and whether their weights are 0 where it holds or where it does not.
     """
 
     query: Seen
@@ -47,9 +44,8 @@ class Site:
     batch: tuple[Any, ...]
     order: tuple[int, ...]
     out: tuple[int, ...]
-    regrouped: bool = False
-    dead: Var | None = None
-    dead_if: bool = True
+    regrouped: bool
+    dead: tuple[Var, bool] | None
 
     @property
     def size(self) -> int:
@@ -69,13 +65,8 @@ class Site:
         """The mask's columns, as a shape of one dimension: as many as keys, if any of its parts has so many."""
         axis = self.order[-1]
         found = [shape_of(mask)[axis] for mask in self.masks if mask.rank >= -axis]
-        keys = [dim for dim in found if same_size(dim, self.keys) or (dim != 1 and _open(dim, self.keys))]
+        keys = [dim for dim in found if dim != 1]  # a size that is unknown may be theirs
         return (self.keys,) if keys else tuple(found[:1])
-
-
-def _open(one: Any, other: Any) -> bool:
-    """Whether sizes may be one: the program itself fails where they are not."""
-    return is_symbolic(one) or is_symbolic(other)
 
 
 def read_site(m: Match) -> Site:
@@ -91,17 +82,16 @@ def read_site(m: Match) -> Site:
     require(keys in (result.x, result.y), "the softmax runs over axis {}, which has no keys", keys, at=first)
     key_side = "x" if keys == result.x else "y"
     queries = result.y if key_side == "x" else result.x
-    require((weights.outer, weights.inner) == (queries, keys), "the weights are not summed over the keys", at=second)
+    require((weights.outer, weights.inner) == (queries, keys), "the weights are not summed over the keys")
 
     read = read_scores(first.outputs[0], m.scoring, keys)
     regrouped = _regrouped(m, operand(second, side))
-    require(regrouped or weights.batch == result.batch, "the products are of different layouts", at=second)
     key = Seen(_source(m, key_side), read_operand(first, key_side).order)
     query = Seen(_source(m, _other(key_side)), read_operand(first, _other(key_side)).order)
     value = Seen(operand(second, _other(side)), Axes(values.batch, values.inner, values.outer).order)
     require(not is_symbolic(query.shape[-1]), "the head size is not known", at=query.var)
     kinds = {dtype_name(each.var) for each in (query, key, value)}
-    require(len(kinds) == 1, "q, k and v are {}", sorted(kinds), at=second)
+    require(len(kinds) == 1, "q, k and v are {}", sorted(kinds))
     for mask in read.masks:
         whole = shape_of(scores if regrouped else first.outputs[0])
         require(fits(mask, whole), "a mask of shape {} may make the scores larger", shape_of(mask), at=mask)
@@ -111,9 +101,10 @@ def read_site(m: Match) -> Site:
     _check_batches(query, key, value, batch, regrouped)
     made = read_result(second)
     out = (*made.batch, made.x if side == "x" else made.y, made.y if side == "x" else made.x)
-    dead, dead_if = _dead_rows(m, keys)
     scale = read.scale * _number(m, "scaled_query", "qs") * _number(m, "scaled_key", "ks")
-    return Site(query, key, value, read, scale, batch, (*batch_axes, queries, keys), out, regrouped, dead, dead_if)
+    return Site(
+        query, key, value, read, scale, batch, (*batch_axes, queries, keys), out, regrouped, _dead_rows(m, keys)
+    )
 
 
 def _other(side: str) -> str:
@@ -124,11 +115,10 @@ def _softmax_axis(m: Match) -> int:
     for op in m.ops:
         if op.op_type == "softmax":
             return int(constant(op.inputs["axis"]))
-    sums = [op for op in m.ops if op.op_type in ("reduce_max", "reduce_sum")]
-    axes = {axes_of(op, "axes") for op in sums}
-    found = axes.pop()
-    require(not axes and found is not None and len(found) == 1, "the softmax runs over several axes", at=sums[0])
-    return found[0] if found else 0
+    found, *others = {axes_of(op, "axes") for op in m.ops if op.op_type in ("reduce_max", "reduce_sum")}
+    require(not others and found is not None and len(found) == 1, "the softmax runs over several axes")
+    assert found is not None
+    return found[0]
 
 
 def _source(m: Match, side: str) -> Var:
@@ -149,63 +139,45 @@ def _number(m: Match, tag: str, name: str) -> float:
 def _regrouped(m: Match, weights: Var) -> bool:
     """Whether reshapes regroup the batch between the products: their rows and columns stay, and masks come after."""
     require(m.weighting != "slice", "some of the weights are not used", at=weights)
-    reshapes = [op for op in m.scoring if op.op_type == "reshape"]
-    if m.weighting == "reshape" and weights.op is not None:
-        reshapes.append(weights.op)
+    masked = False
+    for op in m.scoring:
+        masked |= op.op_type in ("add", "sub", "select")
+        require(not masked or op.op_type != "reshape", "a mask comes before its batch is regrouped", at=op)
+    reshapes = [op for op in reversed(m.ops) if op.op_type == "reshape"]
     for op in reshapes:
-        before, after = shape_of(op.x), shape_of(op.outputs[0])
-        same = len(after) > 2 and all(map(_equal, before[-2:], after[-2:]))
+        same = all(map(_equal, shape_of(op.x)[-2:], shape_of(op.outputs[0])[-2:]))
         require(same, "a reshape mixes rows and columns of the scores", at=op)
-    if reshapes:
-        matmuls = all(op.op_type != "einsum" for op in m.ops)
-        require(matmuls, "the batch of an einsum is regrouped", at=reshapes[0])
-        last = max((at for at, op in enumerate(m.scoring) if op.op_type == "reshape"), default=-1)
-        early = [op for op in m.scoring[:last] if op.op_type in ("add", "sub", "select")]
-        require(not early, "a mask comes before its batch is regrouped", at=reshapes[0])
+        require(m.scored == "matmul", "the batch of an einsum is regrouped", at=op)
     return bool(reshapes)
 
 
 def _equal(one: Any, other: Any) -> bool:
-    return bool(same_size(one, other) or (_open(one, other) and is_symbolic(one) == is_symbolic(other)))
+    """Whether sizes of rows are one: of two that are unknown, since all others are as they were."""
+    return bool(same_size(one, other) or (is_symbolic(one) and is_symbolic(other)))
 
 
 def _check_batches(query: Seen, key: Seen, value: Seen, batch: tuple[Any, ...], regrouped: bool) -> None:
+    ours, theirs, last = (each.shape[:-2] for each in (query, key, value))
     if regrouped:
-        for each in (query, key, value):
-            numbers = [dim for dim in each.shape[:-2] if is_symbolic(dim)]
-            require(
-                not numbers and not any(map(is_symbolic, batch)), "a batch of unknown size is regrouped", at=each.var
-            )
+        known = not any(map(is_symbolic, (*batch, *ours, *theirs, *last)))
+        require(known, "a batch of unknown size is regrouped")
         return
-    ours = query.shape[:-2]
-    shared = True
-    for name, each in (("k", key), ("v", value)):
-        theirs = each.shape[:-2]
-        require(len(theirs) == len(ours), "q, k and v differ in rank", at=each.var)
-        shared = shared and _broadcast(ours, theirs)
-        same = len(theirs) == len(ours) and all(map(same_size, theirs, ours))
-        require(same or shared, "{}: *B is {}, but {} before", name, theirs, ours, at=each.var)
-    require(
-        key.shape[:-2] == value.shape[:-2] or all(map(same_size, key.shape[:-2], value.shape[:-2])),
-        "v: *B is {}, but {} before",
-        value.shape[:-2],
-        key.shape[:-2],
-        at=value.var,
-    )
+    require(_broadcast(ours, theirs), "k: *B is {}, but {} before", theirs, ours, at=key.var)
+    require(all(map(same_size, last, theirs)), "v: *B is {}, but {} before", last, theirs, at=value.var)
 
 
 def _broadcast(query: tuple[Any, ...], key: tuple[Any, ...]) -> bool:
-    """Whether keys of batch ``key`` serve the last axes of ``query``'s batch alike: those, and no others, are 1."""
+    """Whether the batches are the same, but for the last axes of ``key``: those of size 1 serve all of ``query``."""
     at = len(query)
     while at and key[at - 1] == 1:
         at -= 1
-    return at < len(query) and all(map(same_size, query[:at], key[:at]))
+    return all(map(same_size, query[:at], key[:at]))
 
 
-def _dead_rows(m: Match, keys: int) -> tuple[Var | None, bool]:
+def _dead_rows(m: Match, keys: int) -> tuple[Var, bool] | None:
     """The condition under which a row's weights are all 0 (or are not), where one is written behind the softmax."""
     if m.weighting not in ("zeros_where", "zeros_but"):
-        return None, True
+        return None
     require(m.s == 0, "weights are replaced by {}, not by 0", m.s)
     cond: Var = m.keep
     rows = cond.rank < -keys or shape_of(cond)[keys] == 1

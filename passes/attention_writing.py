@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from milopt.building import Builder
+from milopt.engine.shapes import same_size
 from milopt.mil import Operation, Var, constant, dtype_name, is_output, is_symbolic, shape_of
 from milopt.passes.attention_masks import FLOATS, alive, once, write_mask
 from milopt.passes.attention_products import permuted, reshaped, with_symbols
@@ -28,9 +29,9 @@ def write_fused(op: Builder, root: Operation, site: Site) -> Var:
     """``scaled_dot_product_attention`` for ``site``, in the place of ``root``."""
     query = scaled(op, site.query.var, site.scale * sqrt(site.size))  # the op itself divides by sqrt(E)
     query, key, value, mask = standard(op, site, query)
-    ours, theirs = shape_of(query)[:-2], shape_of(key)[:-2]
-    if len(theirs) == len(ours) and theirs != ours and (groups := _groups(ours, theirs)) is not None:
-        return placed(op, root, site, _packed(op, query, key, value, mask, groups))
+    ours, theirs = site.query.shape[:-2], site.key.shape[:-2]
+    if not site.regrouped and not all(map(same_size, ours, theirs)):
+        return placed(op, root, site, _packed(op, query, key, value, mask, _groups(ours, theirs)))
     masks = {} if mask is None else {"attn_mask": mask}
     return placed(op, root, site, op.scaled_dot_product_attention(query=query, key=key, value=value, **masks))
 
@@ -57,9 +58,14 @@ def _turned(op: Builder, mask: Var, order: tuple[int, ...]) -> Var:
             val=np.ascontiguousarray(numbers.reshape((1,) * (rank - numbers.ndim) + numbers.shape).transpose(perm))
         )
         return made
-    while mask.rank < rank:
-        mask = once(op, "expand_dims", x=mask, axes=[0])
-    return once(op, "transpose", x=mask, perm=perm)
+    return once(op, "transpose", x=_of_rank(op, mask, rank), perm=perm)
+
+
+def _of_rank(op: Builder, var: Var, rank: int) -> Var:
+    """``var`` with axes of 1 before its own, once for all layers."""
+    while var.rank < rank:
+        var = once(op, "expand_dims", x=var, axes=[0])
+    return var
 
 
 def _like_query(op: Builder, factor: Var, site: Site) -> Var:
@@ -68,11 +74,9 @@ def _like_query(op: Builder, factor: Var, site: Site) -> Var:
     require(not site.regrouped or factor.rank < 3, "a row without keys meets a batch that is regrouped", at=factor)
     if site.query.order == site.order:
         return factor
-    while factor.rank < rank:
-        factor = once(op, "expand_dims", x=factor, axes=[0])
-    perm = [0] * rank
-    for mine, axis in zip(site.query.order, site.order, strict=True):
-        perm[mine % rank] = axis % rank
+    factor = _of_rank(op, factor, rank)
+    places = sorted(zip(site.query.order, site.order, strict=True))
+    perm = [axis % rank for _, axis in places]
     return factor if perm == sorted(perm) else once(op, "transpose", x=factor, perm=perm)
 
 
@@ -88,20 +92,18 @@ def placed(op: Builder, root: Operation, site: Site, made: Var) -> Var:
         made = _without_dead_rows(op, site, made)
     if site.regrouped:
         made = reshaped(op, made, tuple(shape_of(old)[axis] for axis in site.out))
-    back = [0] * old.rank
-    for at, axis in enumerate(site.out):
-        back[axis % old.rank] = at
+    back = sorted(range(old.rank), key=site.out.__getitem__)
     made = permuted(op, made, tuple(back))
     return with_symbols(made, shape_of(old)) if made.op in op.built else made
 
 
 def _without_dead_rows(op: Builder, site: Site, made: Var) -> Var:
-    dead = site.dead
-    assert dead is not None
+    assert site.dead is not None
+    dead, where = site.dead
     plain = site.order == tuple(range(-len(site.order), 0)) and not site.regrouped
     require(plain or not dead.rank, "weights are replaced in another layout", at=dead)
     zero = FLOATS[dtype_name(made)](0)
-    sides = {"a": zero, "b": made} if site.dead_if else {"a": made, "b": zero}
+    sides = {"a": zero, "b": made} if where else {"a": made, "b": zero}
     result: Var = op.select(cond=dead, **sides)
     return result
 
@@ -142,13 +144,13 @@ def _factor_before(var: Var) -> tuple[Operation, float] | None:
     if op is None or op.op_type not in ("mul", "real_div") or not _only_use(at):
         return None
     sides = [name for name in "xy" if constant(op.inputs[name]) is not None and np.size(constant(op.inputs[name])) == 1]
-    if sides == ["y"] or (sides == ["x"] and op.op_type == "mul"):
-        number = float(np.ravel(constant(op.inputs[sides[0]]))[0])
-        other = op.inputs["x" if sides == ["y"] else "y"]
-        if shape_of(other) != shape_of(at) or not np.isfinite(number) or number == 0:
-            return None
-        return op, number if op.op_type == "mul" else 1 / number
-    return None
+    if sides != ["y"] and (sides != ["x"] or op.op_type != "mul"):
+        return None
+    number = float(np.ravel(constant(op.inputs[sides[0]]))[0])
+    other = op.inputs["x" if sides == ["y"] else "y"]
+    if shape_of(other) != shape_of(at) or number == 0:
+        return None
+    return op, number if op.op_type == "mul" else 1 / number
 
 
 def _only_use(var: Var) -> bool:
@@ -168,12 +170,13 @@ def _moved_over(op: Builder, var: Var, scale: Operation) -> Var:
     return with_symbols(made, shape_of(var))
 
 
-def _groups(query: tuple[Any, ...], key: tuple[Any, ...]) -> int | None:
-    """How many of the last axes of q's batch the keys are broadcast over; ``None`` where one's size is unknown."""
-    count = next(at for at in range(len(key) + 1) if at == len(key) or key[-1 - at] != 1)
-    count = max(count - (count == len(key)), 1) if len(key) > 1 else count
-    shared = query[len(query) - count :]
-    return None if any(map(is_symbolic, shared)) else count
+def _groups(query: tuple[Any, ...], key: tuple[Any, ...]) -> int:
+    """How many of the last axes of q's batch the keys, which are 1 there, are broadcast over."""
+    count = next((at for at in range(len(key)) if key[-1 - at] != 1), len(key))
+    while query[-count] == 1:  # an axis of the batch
+        count -= 1
+    require(not any(map(is_symbolic, query[-count:])), "an unknown number of heads share keys")
+    return count
 
 
 def _packed(op: Builder, query: Var, key: Var, value: Var, mask: Var | None, count: int) -> Var:
@@ -199,21 +202,15 @@ def packed_mask(op: Builder, mask: Var, batch: tuple[Any, ...], count: int, rows
     full = (1,) * (len(batch) + 2 - len(over)) + over
     lead, shared, mine = full[: len(batch) - count], full[len(batch) - count : -2], full[-2]
     groups = prod(batch[len(batch) - count :])
-    lead = lead or (1,)
-    alone = all(dim == 1 for dim in shared)
-    if not alone and mine != rows:  # per head, and the same for all queries
-        mask = _repeat(op, mask, -2, rows)
-        mine = rows
-    shape = (*lead, mine * (1 if alone else prod(shared)), full[-1])
-    if alone:
-        if mask.rank > len(shape):
-            mask = _squeezed(op, mask, len(lead), count)
+    if all(dim == 1 for dim in shared):
+        more = mask.rank - len(lead) - 2
+        if more > 0:
+            mask = once(op, "squeeze", x=mask, axes=list(range(mask.rank - 2 - more, mask.rank - 2)))
         return mask if mine == 1 else _repeat(op, mask, -2, groups)
     require(prod(shared) == groups, "a mask is broadcast over some of the heads that share keys", at=mask)
-    kept = mask
-    while kept.rank < len(full):
-        kept = once(op, "expand_dims", x=kept, axes=[0])
-    return reshaped(op, kept, shape)
+    if mine != rows:  # per head, and the same for all queries
+        mask = _repeat(op, mask, -2, rows)
+    return reshaped(op, mask, (*lead, groups * rows, full[-1]))
 
 
 def grouped_mask(op: Builder, mask: Var, heads: int, groups: int, rows: Any) -> Var:
@@ -230,19 +227,10 @@ def grouped_mask(op: Builder, mask: Var, heads: int, groups: int, rows: Any) -> 
     return mask if len(over) < 2 or over[-2] == 1 else _repeat(op, mask, -2, groups)
 
 
-def _squeezed(op: Builder, mask: Var, lead: int, count: int) -> Var:
-    keep = mask.rank - 2 - count
-    if keep < 1 and lead:
-        return once(op, "squeeze", x=mask, axes=list(range(count - (1 - keep))))
-    return once(op, "squeeze", x=mask, axes=list(range(keep, keep + count)))
-
-
 def _repeat(op: Builder, mask: Var, axis: int, count: int) -> Var:
     """``mask`` over and over along an axis."""
     require(not is_symbolic(count), "a mask is repeated for a number of queries that is not known", at=mask)
-    if count == 1:
-        return mask
-    there = once(op, "concat", values=[mask] * count, axis=axis, interleave=False)
+    there = once(op, "concat", values=[mask] * count, axis=axis)
     if there.op in op.built:
         op.note(_note(mask.name, there, count))
     return there

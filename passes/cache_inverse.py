@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +13,8 @@ from milopt.mil import (
     Operation,
     Var,
     add_input,
+    declare_range,
+    get_new_symbol,
     is_state,
     remove_if_dead,
     remove_input,
@@ -21,7 +23,10 @@ from milopt.mil import (
     value_names,
 )
 from milopt.package import Model
+from milopt.passes.attention_products import with_symbols
+from milopt.passes.cache_drafts import open_masks
 from milopt.passes.cache_pairs import kind_of
+from milopt.passes.cache_texts import describe_pasts
 from milopt.passes.cache_written import Written, find_written
 from milopt.passes.resizing import require_resizable, resize
 from milopt.passes.slots import components, follow
@@ -30,6 +35,9 @@ from milopt.reports import NoMatch, Report, require
 from milopt.signature import METADATA_KEY, CacheSignature, CacheSlot
 
 __all__ = ["StateToKv"]
+
+# The number of new tokens that milopt's own flexible programs are described with; the past is what the context leaves.
+_USUAL = 64
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,8 @@ class StateToKv(Pass):
     1. every state must be written and read as ``kv-to-state`` does, and be used for nothing else;
     2. nothing may depend on the order of the cache's columns, nor use the position otherwise;
     3. all functions must have the same states;
-    4. the shapes must be static.
+    4. all states must be read alike: whole, or up to the new tokens. Of the latter the past takes any number of slots
+       from 1 to the context without one; a call of the first tokens has one that its mask hides.
     """
 
     name: ClassVar[str] = "state-to-kv"
@@ -79,7 +88,7 @@ class StateToKv(Pass):
         for name, plan in plans.items():
             plan.rewrite()
             report.applied += len(plan.written)
-            _describe(model, name, report.signature)
+            describe_pasts(model, name, report.signature, own=said is not None)
         model.metadata.pop(METADATA_KEY, None)
         return report
 
@@ -100,12 +109,15 @@ class _Plan:
         for each, slot in zip(self.written, signature.slots, strict=True):
             op, axis = Builder(each.update, taken), signature.axis_of(slot)
             shape = list(shape_of(each.new))
-            shape[axis] = slot.kept or signature.context - shape[axis]
+            shape[axis] = get_new_symbol() if signature.prefix else slot.kept or signature.context - shape[axis]
             past = add_input(function, slot.past, shape, slot.dtype)
+            if signature.prefix:
+                most = signature.context - 1
+                declare_range(function, slot.past, axis, 1, most, signature.context - min(_USUAL, most))
             held = past if slot.dtype == "fp16" else op.cast(x=past, dtype="fp16")
             inner = slot.returned == "all" and slot.dtype == "fp16"
             whole = op.concat(values=[held, each.new], axis=axis, **({"name": slot.present} if inner else {}))
-            replace_uses(each.read, whole)
+            replace_uses(each.read, with_symbols(whole, shape_of(each.read)) if signature.prefix else whole)
             outputs.append(whole if inner else _present(op, slot, whole, each.new, axis))
         function.set_outputs(outputs)
         for each in reversed(self.written):
@@ -141,8 +153,8 @@ def _forget(update: Operation) -> None:
 
 
 def _plan(function: Function, said: CacheSignature | None) -> _Plan:
-    require(said is None or not said.prefix, "its shapes are flexible, and a past has a fixed one")  # 4
     written = find_written(function)  # 1
+    require(len({each.prefix for each in written}) == 1, "some states are read whole, some to the new tokens")  # 4
     signature = _found(function, written) if said is None else said
     places = {(each.state, each.row): each for each in written}
     wanted = [(slot.state, slot.row) for slot in signature.slots]
@@ -151,7 +163,7 @@ def _plan(function: Function, said: CacheSignature | None) -> _Plan:
     names = value_names(function)
     axes: list[tuple[dict[Var, int], int]] = []
     for each, slot in zip(ordered, signature.slots, strict=True):
-        same = (each.rows, each.axis) == (slot.rows, signature.axis_of(slot))
+        same = (each.rows, each.axis, each.prefix) == (slot.rows, signature.axis_of(slot), signature.prefix)
         require(same, "is not written as the package's metadata say", at=each.update)
         for name in (slot.past, slot.present):
             free = name not in names or (slot.returned == "new" and each.new.name == name)
@@ -160,6 +172,8 @@ def _plan(function: Function, said: CacheSignature | None) -> _Plan:
     require(position is not None or not signature.position, "there is no input {}", signature.position)
     if position is not None:
         _check_position(position, ordered)
+    if signature.prefix:  # [past | new] are the slots up to the new tokens, in their order: nothing else is to be known
+        return _Plan(function, ordered, signature, axes)
     columns = {each.read: shape_of(each.read)[each.axis] for each in ordered}
     for size in dict.fromkeys(columns.values()):
         sources = {each.read: each.axis for each in ordered if columns[each.read] == size}
@@ -188,7 +202,7 @@ _ARITHMETIC = frozenset(
 
 
 def _check_position(position: Var, written: list[Written]) -> None:
-    writers = {op for each in written for op in each.writers}
+    writers = {op for each in written for op in (*each.writers, each.read.op)}
     todo, seen = [position], set[Var]()
     while todo:
         var = todo.pop()
@@ -217,20 +231,11 @@ def _found(function: Function, written: list[Written]) -> CacheSignature:
             CacheSlot(f"past_{kind}_{number}", f"present_{kind}_{number}", each.state, each.row, each.rows, own)
         )
     positions = {each.position for each in written}
-    sizes = {shape_of(each.read)[each.axis] for each in written}
+    sizes = {shape_of(function.inputs[each.state])[each.axis] for each in written}
     require(len(positions) == 1, "its states are written at several inputs")
     require(len(sizes) == 1, "its states have different numbers of slots")
-    masks = follow({each.read: each.axis for each in written}, function.inputs, set()).masks
-    (position,), (context,) = positions, sizes
-    return CacheSignature(tuple(slots), str(position), tuple(masks), int(context), axis)
-
-
-def _describe(model: Model, function: str, signature: CacheSignature) -> None:
-    texts = {name: text for text, names in signature.texts for name in names}
-    cached = [name for slot in signature.slots for name in (slot.past, slot.present)]
-    for name in cached:
-        if name in texts:
-            model.describe(function, name, texts[name])
-    for name in signature.masks:
-        text = f"Mask over the columns [past | new] of the cache: {model.functions[function].inputs[name].shape[-1]}."
-        model.describe(function, name, texts.get(name, text if not signature.texts else ""))
+    (position,), (context,), prefix = positions, sizes, written[0].prefix
+    found = CacheSignature(tuple(slots), str(position), (), int(context), axis, prefix=prefix)
+    if prefix:
+        return replace(found, masks=tuple(open_masks(function, set())))
+    return replace(found, masks=tuple(follow({each.read: each.axis for each in written}, function.inputs, set()).masks))

@@ -9,7 +9,7 @@ from typing import Any
 from milopt.mil import Function, Operation, Var, constant, is_output, is_symbolic, shape_of
 from milopt.signature import Returned
 
-__all__ = ["Pair", "find_pairs", "kind_of", "users_of", "with_casts"]
+__all__ = ["Pair", "find_combined", "find_pairs", "kind_of", "users_of", "with_casts"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,33 @@ def find_pairs(function: Function) -> Iterator[Pair]:
         past, axis = inputs.get(id(_behind_casts(op.values[0]))), int(constant(op.axis)) % op.outputs[0].rank
         if past is not None and (found := _returned(function, op, axis)) is not None:
             yield Pair(past, found[0], op, op.values[1], axis, found[1], found[2])
+
+
+# how an input that holds the pasts of several layers is taken apart, and how their presents are put together again
+_PARTS = frozenset({"gather", "slice_by_index", "slice_by_size", "split"})
+_MOVES = frozenset({"cast", "expand_dims", "identity", "reshape", "squeeze", "transpose"})
+_JOINS = frozenset({"concat", "stack"})
+
+
+def find_combined(function: Function) -> Iterator[tuple[str, Operation]]:
+    """Inputs of which parts are pasts, ``present = concat(part, new)``, with one such concat; they are no pairs."""
+    found: dict[str, Operation] = {}
+    for op in function.operations:
+        if op.op_type != "concat" or len(op.values) != 2 or constant(op.interleave):
+            continue
+        var: Var = op.values[0]
+        cut = False
+        while var.op is not None and var.op.op_type in _PARTS | _MOVES:
+            cut, var = cut or var.op.op_type in _PARTS, var.op.x
+        if cut and function.inputs.get(var.name) is var and _goes_out(op.outputs[0]):
+            found.setdefault(var.name, op)
+    yield from found.items()
+
+
+def _goes_out(var: Var) -> bool:
+    """Whether a value, moved or beside others, is an output."""
+    onwards = (user.outputs[0] for user in dict.fromkeys(var.child_ops) if user.op_type in _MOVES | _JOINS)
+    return is_output(var) or any(map(_goes_out, onwards))
 
 
 def _returned(function: Function, concat: Operation, axis: int) -> tuple[str, Returned, tuple[Operation, ...]] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -19,7 +19,8 @@ class Written:
     """One cached tensor in rows ``row .. row+rows`` (axis 0) of ``state``: ``new`` goes in, ``read`` comes out.
 
     ``update`` is the ``coreml_update_state`` it is written by, ``writers`` the ops that put the new tokens in place;
-    ``position`` is the input whose number is the first slot, where that is all that is done with it.
+    ``position`` is the input whose number is the first slot, where that is all that is done with it. With ``prefix``,
+    ``read`` are the slots up to the new tokens, else all.
     """
 
     state: str
@@ -31,6 +32,7 @@ class Written:
     read: Var
     writers: tuple[Operation, ...]
     position: str | None
+    prefix: bool = False
 
 
 def find_written(function: Function) -> list[Written]:
@@ -67,21 +69,20 @@ def _written(function: Function, name: str, state: Var, current: Var, update: Op
     whole = [int(dim) for dim in shape_of(state)]
     row, rows, blend = 0, whole[0], maker
     slot_begin: list[Any] | None = None
+    behind: Any = None
     writers: list[Operation] = []
     if maker.op_type == "slice_update":
         require(maker.x is current, "it is not written to what the state holds", at=maker)
         begin, end = _entries(maker.begin), _entries(maker.end)
-        for which in ("stride", "begin_mask", "end_mask", "squeeze_mask"):
-            given = constant(maker.inputs.get(which))
-            plain = given is None or (all(int(each) == 1 for each in given) if which == "stride" else not any(given))
-            require(plain, "its {} says more than where it is written", which, at=maker)
+        which = _masked(maker)
+        require(which is None, "its {} says more than where it is written", which, at=maker)
         require(isinstance(begin[0], int) and isinstance(end[0], int), "its rows are computed", at=maker)
         row, rows = int(begin[0]), int(end[0]) - int(begin[0])
         computed = [at for at, each in enumerate(begin) if not isinstance(each, int)]
         writers.append(maker)
         if computed:
             require(len(computed) == 1, "several of its axes are computed", at=maker)
-            slot_begin, blend = begin, maker
+            slot_begin, blend, behind = begin, maker, end[computed[0]]
             rest = [at for at in range(1, len(whole)) if at != computed[0]]
             entire = all(begin[at] == 0 and end[at] == whole[at] for at in rest)
             require(entire, "it is written to part of an axis", at=maker)
@@ -89,9 +90,15 @@ def _written(function: Function, name: str, state: Var, current: Var, update: Op
             assert maker.update.op is not None
             blend = maker.update.op
     new, axis, more = (maker.update, _computed(slot_begin), ()) if slot_begin else _blended(blend, update)
-    read = _read(update, row, rows, whole)
+    first, last = [row, *[0] * (len(whole) - 1)], [row + rows, *whole[1:]]
     position = _position(function, slot_begin[axis]) if slot_begin else None
-    return Written(name, row, rows, axis, update, new, read, (*writers, *more), position)
+    found = Written(name, row, rows, axis, update, new, update.outputs[0], (*writers, *more), position)
+    if (read := _read(update, first, last)) is not None:
+        return replace(found, read=read)
+    if slot_begin and (read := _read(update, first, [*last[:axis], behind, *last[axis + 1 :]])) is not None:
+        return replace(found, read=read, prefix=True)
+    require(rows == whole[0] and found.read.child_ops, "what it holds is not read back", at=update)
+    return found
 
 
 def _writers_of(written: Written) -> set[Operation | None]:
@@ -130,20 +137,35 @@ def _blended(op: Operation, update: Operation) -> tuple[Var, int, tuple[Operatio
     return placed, axis, (op,)
 
 
-def _read(update: Operation, row: int, rows: int, whole: list[int]) -> Var:
-    """What attention sees of the rows just written."""
-    held = update.outputs[0]
-    for user in held.child_ops:
-        if user.op_type != "slice_by_index":
-            continue
-        begin, end = constant(user.begin), constant(user.end)
-        if begin is None or end is None:
-            continue
-        first, last = [row, *[0] * (len(whole) - 1)], [row + rows, *whole[1:]]
-        if [int(each) for each in begin] == first and [int(each) for each in end] == last:
+def _read(update: Operation, first: list[Any], last: list[Any]) -> Var | None:
+    """What attention sees of the rows just written: the slice from ``first`` to ``last``."""
+    for user in update.outputs[0].child_ops:
+        known = user.op_type == "slice_by_index" and _masked(user) is None and _is_told(user.begin, user.end)
+        if known and _same(_entries(user.begin), first) and _same(_entries(user.end), last):
             return user.outputs[0]
-    require(rows == whole[0] and held.child_ops, "what it holds is not read back", at=update)
-    return held
+    return None
+
+
+def _masked(op: Operation) -> str | None:
+    """Which of a slice's inputs says more than begin and end do."""
+    for name in ("begin_mask", "end_mask", "squeeze_mask"):
+        if (mask := constant(op.inputs.get(name))) is not None and any(mask):
+            return name
+    stride = constant(op.inputs.get("stride"))
+    return None if stride is None or all(int(each) == 1 for each in stride) else "stride"
+
+
+def _same(entries: list[Any], wanted: list[Any]) -> bool:
+    """Whether the numbers are equal, and what is computed is the same value."""
+    return len(entries) == len(wanted) and all(
+        one == other if isinstance(one, int) and isinstance(other, int) else one is other
+        for one, other in zip(entries, wanted, strict=True)
+    )
+
+
+def _is_told(*vectors: Var) -> bool:
+    """Whether :func:`_entries` can say what they hold."""
+    return all(is_constant(each) or (each.op is not None and each.op.op_type == "concat") for each in vectors)
 
 
 def _entries(vector: Var) -> list[Any]:

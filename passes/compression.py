@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from math import inf, log10
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-import joblib
-import numpy as np
-
-from milopt.clustering import Palette, palettize
+from milopt.calibration.statistics import Statistics
 from milopt.metrics import Lossy, Metric
-from milopt.mil import arguments, operations, opset_of, target, value_names
+from milopt.mil import arguments, is_constexpr, operations, opset_of, target
 from milopt.package import Model
-from milopt.passes.palettes import PalettePlan, nearest_divisor
-from milopt.passes.uses import CHANNEL_AXES, Weight, find_weights, layouts_of
+from milopt.passes.compressing import CompressionReport, Plan, Totals, compress
+from milopt.passes.decompression import weights_again
+from milopt.passes.palettes import PalettePlan, importance_of, nearest_divisor
+from milopt.passes.uses import CHANNEL_AXES, INPUT_AXES, Weight, axes_at, find_weights, layouts_of, require_axis
 from milopt.pipeline import Pass
 from milopt.reports import NoMatch, Report, how_to_upgrade, require, require_opset
 
-__all__ = ["Palettize", "note_compressed", "snr"]
+__all__ = ["Palettize", "note_compressed"]
 
 # the table sizes of the iOS16 op; iOS18 has 8 entries too (constraints W1)
 _IOS16_BITS = (1, 2, 4, 6, 8)
@@ -36,17 +35,23 @@ class Palettize(Pass):
     """A constant weight  ->  ``constexpr_lut_to_dense`` of ``bits`` per number and tables of ``2**bits`` values.
 
     With ``granularity="grouped-channel"`` there is a table for every ``group_size`` output channels (or the nearest
-    number that divides them), which needs iOS18; functions for iOS16 and iOS17 get one table per weight. The entries
-    are the k-means of the weights (:mod:`milopt.clustering`); a weight that several ops or functions hold is clustered
-    and stored once. Weights of ``linear``, ``conv``, ``conv_transpose``, ``matmul`` and ``gather`` are compressed, but
-    not
+    number that divides them), which needs iOS18; functions for iOS16 and iOS17 get one table per weight. ``axis`` is
+    that of the channels where they shall not be those that the op has. With ``per_channel_scale`` the numbers of a
+    channel are divided by the largest of them before; with ``cluster_dim`` above 1 the entries are vectors of that many
+    neighbouring channels, one index each (both of iOS18). With ``weighting="activation"`` the squared error of a number
+    counts with the second moment of its input, from the statistics in the file ``calibration``, and with ``feedback``
+    indices make up for each other (GPTQ, :mod:`milopt.feedback`).
+
+    The entries are the exact k-means of the weights (:mod:`milopt.kmeans`), of vectors a close one; a weight that
+    several ops or functions hold is clustered and stored once. Weights of ``linear``, ``conv``, ``conv_transpose``,
+    ``matmul`` and ``gather`` are compressed, but not
 
     1. those with fewer than ``min_elements`` numbers, or that would not become smaller;
     2. embeddings (``gather``), and what shares their bytes, with ``embedding=False``;
     3. those that are also an output, an operand of another kind of op, or grouped by channels on different axes;
     4. tables whose rows only scale other values: cosines and sines of positions;
     5. those that hold NaN or infinity;
-    6. those that are compressed already;
+    6. those that are compressed already, unless ``recompress``: then the error told is what is added to theirs;
     7. those of functions for iOS15, which has no such op, and with 3 bits those of functions before iOS18.
     """
 
@@ -58,30 +63,53 @@ class Palettize(Pass):
     bits: Literal[1, 2, 3, 4, 6, 8] = 6
     granularity: Literal["tensor", "grouped-channel"] = "grouped-channel"
     group_size: int = 16
+    axis: int | None = None
+    per_channel_scale: bool = False
+    cluster_dim: int = 1
+    weighting: Literal["none", "activation"] = "none"
+    feedback: bool = False
+    calibration: str = ""
+    recompress: bool = False
     min_elements: int = 2048  # coremltools' weight_threshold, constraints W12
     embedding: bool = True
 
     def __post_init__(self) -> None:
         if self.group_size < 1:
             raise ValueError(f"group_size must be at least 1, not {self.group_size}")
+        if self.cluster_dim < 1:
+            raise ValueError(f"cluster_dim must be at least 1, not {self.cluster_dim}")
+        if self.cluster_dim > 1 and self.per_channel_scale:
+            raise ValueError("per_channel_scale is for tables of numbers, cluster_dim=1")
+        if self.cluster_dim > 1 and self.weighting != "none":
+            raise ValueError("weighting is for tables of numbers, cluster_dim=1")
+        if (self.weighting == "activation") != bool(self.calibration):
+            raise ValueError("weighting=activation goes with calibration, the file of milopt.calibration's statistics")
+        if self.feedback and self.weighting == "none":
+            raise ValueError("feedback needs weighting=activation, and a calibration with hessian=True")
 
     def run(self, model: Model) -> Report:
-        report = Report(self.name)
+        report = CompressionReport(self.name)
         plans: list[PalettePlan] = []
-        for weight in find_weights(model):
+        statistics = Statistics.load(self.calibration) if self.calibration else None
+        weights = weights_again(model) if self.recompress else find_weights(model)
+        for weight in weights:
             report.tried += 1
             try:
-                plans.append(self._plan(weight))
+                plan = self._plan(weight)
+                plans.append(plan if statistics is None else self._weighted(plan, statistics, report))
             except NoMatch as why:
-                place = weight.places[0]
-                report.decline(place.function, why.at if why.at is not None else place.op, why.text, *why.arguments)
-        note_compressed(model, report)
+                report.leave(weight, why)
+        if not self.recompress:
+            note_compressed(model, report)
         if plans:
             self._note_tables(plans, report)
-            self._compress(model, plans, report)
+            totals, done = compress(plans, model, report)
+            if done:
+                self._sum_up(totals, done, report)
+        report.sort(weights)
         return report
 
-    def _note_tables(self, plans: list[PalettePlan], report: Report) -> None:
+    def _note_tables(self, plans: Sequence[PalettePlan], report: Report) -> None:
         """Tell of functions that could have a table per group, were they for iOS18."""
         places = (place for plan in plans for place in plan.weight.places) if self.granularity != "tensor" else ()
         old = {place.function: opset_of(place.op) for place in places if opset_of(place.op) < target.iOS18}
@@ -98,32 +126,57 @@ class Palettize(Pass):
         )  # 1
         gathers = [op for _, _, op in weight.users() if op.op_type == "gather"]
         require(self.embedding or not gathers, "an embedding, and embedding=False")  # 2
-        layouts = layouts_of(weight)  # 3, 4
+        require_axis(weight, self.axis)
+        layouts = layouts_of(weight, CHANNEL_AXES if self.axis is None else axes_at(self.axis))  # 3, 4
         layout, uses = next(iter(layouts)), ", ".join(layouts.values())
         opset = min(opset_of(place.op) for place in weight.places)
-        require_opset(opset, target.iOS16 if self.bits in _IOS16_BITS else target.iOS18)  # 7
-        wrong = array.size - int(np.count_nonzero(np.isfinite(array)))
-        require(not wrong, "holds {} values that are not finite", wrong)  # 5
+        new = self.bits not in _IOS16_BITS or self.per_channel_scale or self.cluster_dim > 1
+        require_opset(opset, target.iOS18 if new else target.iOS16)  # 7
         grouped = self.granularity == "grouped-channel" and opset >= target.iOS18
-        require(len(layouts) == 1 or not grouped, "its uses have their channels on different axes: {}", uses)  # 3
-        group = nearest_divisor(layout.channels, self.group_size) if grouped else layout.channels
-        plan = PalettePlan(weight, layout, group, self.bits)
+        by_channel = grouped or self.per_channel_scale or self.cluster_dim > 1
+        require(len(layouts) == 1 or not by_channel, "its uses have their channels on different axes: {}", uses)  # 3
+        require(layout.channels > 1 or not self.per_channel_scale, "a vector has no channels")  # 3
+        vectors, left = divmod(layout.channels, self.cluster_dim)
+        require(not left, "{} channels are no multiple of cluster_dim, {}", layout.channels, self.cluster_dim)  # 3
+        wanted = max(1, self.group_size // self.cluster_dim)
+        group = nearest_divisor(vectors, wanted) * self.cluster_dim if grouped else layout.channels
+        plan = PalettePlan(weight, layout, group, self.bits, self.per_channel_scale, vector=self.cluster_dim)
         require(plan.nbytes < array.nbytes, "{} bytes would become {}", array.nbytes, plan.nbytes)  # 1
         return plan
 
-    def _compress(self, model: Model, plans: list[PalettePlan], report: Report) -> None:
-        summary = _Summary(self)
-        taken = {name: value_names(function) for name, function in model.functions.items()}
-        # the large ones first, so that no worker is left alone with one at the end
-        plans = sorted(plans, key=lambda plan: -plan.weight.array.size)
-        jobs = (joblib.delayed(palettize)(plan.rows(), self.bits) for plan in plans)
-        found = joblib.Parallel(n_jobs=-1, prefer="threads", return_as="generator")(jobs)
-        for plan, palette in zip(plans, found, strict=True):
-            plan.place(palette, taken)
-            report.applied += len(plan.weight.places)
-            summary.add(plan, palette)
-        report.notes += summary.lines()
-        report.metric = Lossy(min_snr_db=round(min(max(summary.snr - _MARGIN_DB, _LEAST_DB), _MOST_DB), 1))
+    def _weighted(self, plan: PalettePlan, statistics: Statistics, report: Report) -> PalettePlan:
+        """The plan with what its inputs are known to be, or a note that nothing is known."""
+        weight, layout = plan.weight, plan.layout
+        moments, shape = statistics.of(weight.array), weight.array.shape
+        axes = {
+            INPUT_AXES[op.op_type, name](op) % len(shape) for _, name, op in weight.users() if op.op_type != "gather"
+        }
+        if moments is None or len(axes) != 1 or len(moments.squares) != shape[axis := axes.pop()]:
+            report.notes.append(f"no inputs of {weight.name} were seen: every number of it counts alike")
+            return plan
+        made = replace(plan, importance=importance_of(moments.mean, layout, shape, axis))
+        if not self.feedback:
+            return made
+        if moments.products is None or (layout.outer, layout.inner) != (1, shape[axis]):
+            why = "its inputs do not run along its rows" if moments.products is not None else "no hessian was collected"
+            report.notes.append(f"no feedback among the indices of {weight.name}: {why}")
+            return made
+        return replace(made, products=moments.products)
+
+    def _sum_up(self, totals: Totals, done: Sequence[Plan], report: Report) -> None:
+        report.notes += [
+            f"{totals.numbers:,} numbers in {totals.weights} weights: {totals.before:,} -> {totals.after:,} bytes",
+            f"SNR of the weights {totals.snr:.1f} dB, the lowest {totals.worst[0]:.1f} dB ({totals.worst[1]})",
+        ]
+        if self.granularity == "grouped-channel":
+            groups: dict[str, int] = {}
+            for plan in done:
+                if isinstance(plan, PalettePlan) and plan.group != self.group_size:
+                    used = "one table" if plan.tables == 1 else f"groups of {plan.group}"
+                    text = f"{used} for {plan.layout.channels} channels instead of groups of {self.group_size}"
+                    groups[text] = groups.get(text, 0) + 1
+            report.notes += [f"{text} ({count} weights)" for text, count in groups.items()]
+        report.metric = Lossy(min_snr_db=round(min(max(totals.snr - _MARGIN_DB, _LEAST_DB), _MOST_DB), 1))
 
 
 def note_compressed(model: Model, report: Report) -> None:
@@ -132,49 +185,5 @@ def note_compressed(model: Model, report: Report) -> None:
         for op in operations(function):
             for argument, var in arguments(op):
                 kind = "" if var.op is None else var.op.op_type
-                if (op.op_type, argument) in CHANNEL_AXES and kind.startswith("constexpr_"):
+                if (op.op_type, argument) in CHANNEL_AXES and is_constexpr(kind):
                     report.decline(name, var, "compressed already, as {}", kind)
-
-
-@dataclass
-class _Summary:
-    """What became of the weights of one run."""
-
-    wanted: Palettize
-    weights: int = 0
-    numbers: int = 0
-    before: int = 0
-    after: int = 0
-    error: float = 0.0
-    power: float = 0.0
-    worst: tuple[float, str] = (inf, "")
-    groups: dict[str, int] = field(default_factory=dict[str, int])
-
-    def add(self, plan: PalettePlan, palette: Palette) -> None:
-        self.weights += 1
-        self.numbers += plan.weight.array.size
-        self.before += plan.weight.array.nbytes
-        self.after += plan.nbytes
-        self.error += palette.error
-        self.power += palette.power
-        self.worst = min(self.worst, (snr(palette.power, palette.error), plan.weight.name))
-        if self.wanted.granularity == "grouped-channel" and plan.group != self.wanted.group_size:
-            used = "one table" if plan.tables == 1 else f"groups of {plan.group}"
-            text = f"{used} for {plan.layout.channels} channels instead of groups of {self.wanted.group_size}"
-            self.groups[text] = self.groups.get(text, 0) + 1
-
-    @property
-    def snr(self) -> float:
-        return snr(self.power, self.error)
-
-    def lines(self) -> list[str]:
-        return [
-            f"{self.numbers:,} numbers in {self.weights} weights: {self.before:,} -> {self.after:,} bytes",
-            f"SNR of the weights {self.snr:.1f} dB, the lowest {self.worst[0]:.1f} dB ({self.worst[1]})",
-            *(f"{text} ({count} weights)" for text, count in self.groups.items()),
-        ]
-
-
-def snr(power: float, error: float) -> float:
-    """10·log10(power / error): dB, infinite where nothing was lost."""
-    return 10 * log10(power / error) if error else inf

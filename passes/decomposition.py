@@ -15,7 +15,7 @@ from milopt.passes.attention import WrittenOut
 from milopt.passes.attention_sites import Site, read_site
 from milopt.passes.attention_styles import Attention, additive, write_style
 from milopt.passes.attention_writing import placed, scaled, standard
-from milopt.passes.gqa import shared_heads
+from milopt.passes.gqa_shared import shared_heads
 from milopt.passes.repeats import FoldTile, told
 from milopt.pattern import Ops, Value
 from milopt.pipeline import RulePass
@@ -73,7 +73,7 @@ class DecomposeAttention(Rule[Attention]):
     (rank 3) or one.
     """
 
-    def __init__(self, style: Style = "matmul", rows: int = 512) -> None:
+    def __init__(self, style: Style, rows: int) -> None:
         self._style: Style = style
         self._rows = rows
 
@@ -94,18 +94,19 @@ class DecomposeAttention(Rule[Attention]):
         return write_style(op, self._style, made, shape_of(m.root.outputs[0]), self._rows)
 
 
-class RestyleAttention(WrittenOut):
+class RestyleAttention(WrittenOut[Site]):
     """Attention that is written out, where the op does not exist  ->  the same in another style.
 
     It stays away from iOS18 on (fuse first), where it is in the style already, and where :class:`FuseAttention` would.
     """
 
-    def __init__(self, style: Style = "matmul", rows: int = 512) -> None:
+    def __init__(self, style: Style, rows: int) -> None:
         self._style: Style = style
         self._rows = rows
 
     def check(self, m: Match, /) -> Site:
-        require(opset_of(m.root) < target.iOS18, "the op exists in {}: fuse-sdpa comes first", opset_of(m.root))
+        opset = opset_of(m.root)
+        require(opset < target.iOS18, "the op exists in {}: fuse-sdpa comes first", opset.name)
         require(m.root.op_type != "einsum", "it is an einsum already")
         site = read_site(m)
         key, value = (each.shape[:-2] for each in (site.key, site.value))

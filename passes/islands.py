@@ -78,7 +78,7 @@ class WidenNorm(Rule[_Epsilons]):
         if facts.eps:
             total = op.add(x=total, y=np.float32(facts.eps))
         if facts.outside:
-            root = op.sqrt(x=op.add(x=total, y=np.float32(facts.inside)) if facts.inside else total)
+            root = op.sqrt(x=total)
             result = op.real_div(x=wide, y=op.add(x=root, y=np.float32(facts.outside)))
         else:
             result = op.mul(x=wide, y=op.rsqrt(x=total, epsilon=np.float32(facts.inside)))

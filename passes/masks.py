@@ -45,12 +45,6 @@ _MOVES = frozenset(
 )
 # a part of a table may be the row that masks everything
 _PARTS = frozenset({"gather", "slice_by_index", "slice_by_size", "split"})
-_TRUTHS = frozenset(
-    {
-        "equal", "greater", "greater_equal", "less", "less_equal", "logical_and", "logical_not", "logical_or",
-        "logical_xor", "not_equal",
-    }
-)
 # fmt: on
 
 _USERS = _MOVES | {"add", "mul", "scaled_dot_product_attention", "select", "softmax"}
@@ -102,7 +96,7 @@ class FiniteMask(Pass):
                 try:
                     way = _Way(op.outputs[0]).followed()
                 except NoMatch as why:
-                    report.decline(name, why.at or op, why.text, *why.arguments)
+                    report.decline(name, why.at, why.text, *why.arguments)
                     continue
                 _replace(op, self._finite(_array(op), made), taken)
                 report.applied += 1
@@ -124,13 +118,11 @@ def shared_array(made: dict[object, Array], array: Array) -> Array:
 
 def leads_to_softmax(var: Var) -> bool:
     """Whether the numbers of a constant reach a softmax, or the mask of an attention op, as fp16 on the way."""
-    if not {user.op_type for user in var.child_ops} & _USERS:
-        return False
     way = _Way(var)
     try:
         way.followed()
     except NoMatch:
-        return way.ends > 0 and way.half
+        return way.ends and way.half
     return True
 
 
@@ -158,7 +150,7 @@ class _Way:
     source: Var
     half: bool = False
     only_nan: bool = False
-    ends: int = 0
+    ends: bool = False
     notes: list[str] = field(default_factory=list[str])
     _seen: set[int] = field(default_factory=set[int])
 
@@ -185,9 +177,9 @@ class _Way:
         """Whether the numbers go on behind ``op``, which takes ``var`` as its input ``name``."""
         kind = op.op_type
         if (kind, name) in (("softmax", "x"), ("scaled_dot_product_attention", "attn_mask")):
-            self.ends += 1
+            self.ends = True
             return False
-        if (kind == "select" and name in ("a", "b")) or (kind in _MOVES and name in ("x", "values")):
+        if kind == "select" or (kind in _MOVES and name in ("x", "values")):
             if kind in _PARTS:
                 self._rows(var)
             return True
@@ -197,8 +189,7 @@ class _Way:
         if kind == "mul" and var is self.source:
             self._factor(op, op.inputs["y" if name == "x" else "x"])
             return True
-        require(False, "it reaches {}", kind, at=op)  # 1
-        return False
+        raise NoMatch("it reaches {}", kind, at=op)  # 1
 
     def _rows(self, var: Var) -> None:
         array = constant(var)
@@ -208,25 +199,24 @@ class _Way:
 
     def _factor(self, op: Operation, other: Var) -> None:
         require(np.size(self.source.val) == 1, "it is multiplied, and no single number", at=op)
-        inputs = list(_truth_inputs(other))
+        inputs = dict.fromkeys(_truth_inputs(other))
         require(None not in inputs, "it multiplies what may be other than 0 and 1", at=op)  # 3
-        self.notes += [f"input {each!r} is taken to hold 0 and 1 alone" for each in inputs if each]
+        self.notes += [f"input {each!r} is taken to hold 0 and 1 alone" for each in inputs]
         if np.isinf(np.ravel(self.source.val)[0]):
             self.only_nan = True
             self.notes.append("0 * -inf is NaN before, in float64 too: there was nothing to compare with")
 
 
 def _truth_inputs(var: Var, reversed_: bool = False) -> Iterator[str | None]:
-    """Of a value of zeros and ones the inputs that must hold them for it, or ``""``; ``None`` where it may be other."""
+    """Of a value of zeros and ones the inputs that must hold them for it; ``None`` where it may be other."""
     op = var.op
     if dtype_name(var) == "bool":
-        yield ""
-    elif (array := constant(var)) is not None:
-        yield "" if np.all(np.isin(array, (0, 1))) else None
+        return
+    if (array := constant(var)) is not None:
+        if not np.all(np.isin(array, (0, 1))):
+            yield None
     elif op is None:
         yield var.name if reversed_ else None
-    elif op.op_type in _TRUTHS:
-        yield ""
     elif op.op_type in _MOVES:
         for name, each in arguments(op):
             if name in ("x", "values"):

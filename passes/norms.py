@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from math import floor, log2, prod, sqrt
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,8 @@ __all__ = ["Fp16SafeNorm", "PrescaleNorm", "norm_pattern", "safe_norm_pattern"]
 # of squares could pass 65504, are scaled to 2 or 1: a mean is a sum first, and kernels may round it.
 _PEAK = 4.0
 _LARGEST = 65504.0
+# A share of a root that the comparison of norms (1e-6) can't see.
+_INVISIBLE = 2.0**-23
 # The least magnitude divided by: 4 / 2**-13 is 32768, which fp16 holds.
 _LEAST = 2.0**-13
 
@@ -55,7 +57,7 @@ class Fp16SafeNorm(RulePass):
 
 def _is_near(miss: Miss) -> bool:
     """Whether there was a mean under a root. Something computed added to it is what this pass itself writes."""
-    return miss.declined or (miss.depth > 2 and miss.arguments != ("eps",))
+    return miss.depth > 2 and miss.arguments != ("eps",)
 
 
 def _is_fp16_layer_norm(op: Any) -> bool:
@@ -70,7 +72,7 @@ def norm_pattern(op: Ops, x: Any, axes: Any, eps: Any, inside: Any, outside: Any
     total = op.one_of("sum", add=op.add(y=eps, x=mean), none=mean)
     root = op.one_of("narrowed_root", no=op.sqrt(x=total), yes=op.cast(x=op.sqrt(x=total), dtype="fp16"))
     inverse = op.one_of(
-        "inverse",
+        "reciprocal",
         rsqrt=op.rsqrt(x=total, epsilon=inside),
         power=op.pow(x=total, y=-0.5),
         inverse=op.inverse(x=op.sqrt(x=total), epsilon=outside),
@@ -92,8 +94,7 @@ def safe_norm_pattern(op: Ops, x: Any, axes: Any, peak: Any, clamp: Any, a: Any,
     return op.mul(x=x, y=op.mul(x=scale, y=op.rsqrt(x=total, epsilon=0.0)))
 
 
-@dataclass(frozen=True)
-class _Facts:
+class _Facts(NamedTuple):
     x: Var
     eps: float
     outside: float
@@ -129,8 +130,8 @@ class PrescaleNorm(Rule[_Facts]):
         require(eps > 0, "there is no epsilon under the root")  # 2
         require(eps < 1e3, "its epsilon, {:g}, is no small number", eps)  # 3
         outside = float(m.outside or 0)
-        require(outside >= 0, "its epsilon outside the root, {:g}, is negative", outside, at=m.root)  # 3
-        if outside < 1e-7 * sqrt(eps):  # less than the comparison of norms can see
+        require(outside >= 0, "its epsilon outside the root, {:g}, is negative", outside)  # 3
+        if outside < _INVISIBLE * sqrt(eps):
             outside = 0.0
         # 3
         require(not 0 < outside < _LEAST**2, "its epsilon outside the root, {:g}, is too small", outside)
@@ -171,7 +172,7 @@ def _clamp(eps: float) -> np.float16:
     return clamp
 
 
-@lru_cache(maxsize=64)
+@cache
 def _factors(value: float, power: int) -> tuple[np.float16, np.float16]:
     """Normal fp16 numbers a near √value and g with ``g * a**power`` as near to ``value`` as there are.
 
@@ -182,8 +183,8 @@ def _factors(value: float, power: int) -> tuple[np.float16, np.float16]:
     start = 2.0 ** np.floor(np.log2(max(np.sqrt(value), _LEAST)))
     a = start * np.arange(1024, 2048) / 1024
     g = (value / a**power).astype(np.float16).astype(np.float64)
-    error = np.abs(g * a**power / value - 1)
+    error = np.abs(g * a**power - value)
     # 2e-7 is far below what the comparison of norms can see (1e-6), and fp16's own epsilon in disguise is met by it
-    good = np.flatnonzero(error <= max(error.min(), 2e-7))
+    good = np.flatnonzero(error <= max(error.min(), 2e-7 * value))
     best = next((each for each in good if g[each] == 1), good[0])
     return np.float16(a[best]), np.float16(g[best])

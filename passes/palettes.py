@@ -1,83 +1,181 @@
-"""How a weight with a table of values is written: the iOS16 and the iOS18 op."""
+"""A weight with tables of values: how it is cut into groups, clustered, and written as the iOS16 or the iOS18 op."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from milopt.building import Builder
-from milopt.clustering import Palette
-from milopt.mil import Var, opset_of, remove_ops, replace_uses, shape_of, target, types
-from milopt.passes.uses import Layout, Place, Weight
+from milopt.clustering import packed, palettize
+from milopt.feedback import with_feedback
+from milopt.mil import Var, opset_of, shape_of, target
+from milopt.package.weights import Packed
+from milopt.passes.compressing import Encoded, Plan, constant_of
+from milopt.passes.uses import Layout, Place
+from milopt.vectors import palettize_vectors
 
-__all__ = ["PalettePlan", "axis_of", "nearest_divisor", "pack", "put_in_place"]
+__all__ = ["PalettePlan", "axis_of", "encode_palette", "encode_vectors", "importance_of", "nearest_divisor"]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
-_PACKED_AT_ONCE = 1 << 20  # a multiple of 8, so that every piece but the last ends with a whole byte
-
 
 @dataclass(frozen=True)
-class PalettePlan:
-    """One weight to be stored in ``bits`` each, with a table for every ``group`` output channels of ``layout``."""
+class PalettePlan(Plan):
+    """One weight to be stored in ``bits`` each, with a table for every ``group`` output channels of ``layout``.
 
-    weight: Weight
+    With ``scaled``, numbers are divided by the largest magnitude of their channel first, and the table is for what
+    comes of that.
+    """
+
     layout: Layout
     group: int
     bits: int
+    scaled: bool = False
+    importance: Array = None
+    vector: int = 1
+    products: Array = None
 
     @property
     def tables(self) -> int:
         return self.layout.channels // self.group
 
     @property
+    def form(self) -> str:
+        what = "a table" if self.tables == 1 else f"a table per {self.group} channels"
+        vectors = f" for vectors of {self.vector}" if self.vector > 1 else ""
+        return f"{self.bits} bits{vectors}, {what}{', a scale per channel' if self.scaled else ''}"
+
+    @property
+    def element_bits(self) -> int:
+        return self.bits
+
+    @property
     def nbytes(self) -> int:
-        """The size on disk, without the header of 64 bytes that each array has there."""
         array = self.weight.array
-        return int((array.size * self.bits + 7) // 8 + (self.tables * array.itemsize << self.bits))
+        scales = self.layout.channels * array.itemsize if self.scaled else 0
+        tables = self.tables * self.vector * array.itemsize << self.bits
+        return int((array.size // self.vector * self.bits + 7) // 8 + tables + scales)
 
     def rows(self) -> Array:
-        """The weights ``(tables, numbers per table)``; a view of the array where groups lie together in memory."""
+        """The weights ``(tables, outer, group, inner)``, a view."""
         outer, _, inner = self.layout
-        split = self.weight.array.reshape(outer, self.tables, self.group, inner)
-        return split.transpose(1, 0, 2, 3).reshape(self.tables, -1)
+        return self.weight.array.reshape(outer, self.tables, self.group, inner).transpose(1, 0, 2, 3)
 
-    def place(self, palette: Palette, taken: dict[str, set[str]]) -> None:
-        """Put ``palette`` where the weight stands. ``taken`` holds the names of each function's values."""
-        outer, _, inner = self.layout
-        rows: Array = palette.indices
-        split = rows.reshape(self.tables, outer, self.group, inner)
-        indices: Array = split.transpose(1, 0, 2, 3).reshape(-1)
-        packed: Array | None = None
-        for place in self.weight.places:
-            op = Builder(place.op, taken[place.function])
-            if opset_of(place.op) >= target.iOS18:
-                new = self._ios18(op, place, indices, palette.lut)
-            else:
-                packed = pack(indices, self.bits) if packed is None else packed
-                new = _ios16(op, place, packed, palette.lut[0])
-            put_in_place(place, new)
+    def job(self) -> tuple[Callable[..., Encoded], tuple[Any, ...]]:
+        if self.vector > 1:
+            return encode_vectors, (self.rows(), self.bits, self.vector)
+        return encode_palette, (self.rows(), self.bits, self.scaled, self.importance, self.products)
 
-    def _ios18(self, op: Builder, place: Place, indices: Array, lut: Array) -> Var:
-        """Indices of the weight's shape; a table per block, of a rank two higher: constraints W2."""
+    def write(self, op: Builder, place: Place, tensors: dict[str, Array | Packed]) -> Var:
         shape = shape_of(place.var)
+        if opset_of(place.op) < target.iOS18:
+            dense: Var = op.constexpr_lut_to_dense(
+                indices=_bytes_of(tensors["indices"]), lut=tensors["lut"], shape=np.array(shape, np.uint32)
+            )
+            return dense
         blocks = [1] * len(shape)
         if self.tables > 1:
             blocks[axis_of(self.layout, shape)] = self.tables
-        kind = types.nptype_from_builtin(types.string_to_builtin(f"uint{self.bits}"))
-        dense: Var = op.constexpr_lut_to_dense(
-            indices=indices.view(kind).reshape(shape), lut=lut.reshape(*blocks, 1 << self.bits, 1)
+        indexed, vector = list(shape), {}
+        if self.vector > 1:
+            axis = axis_of(self.layout, shape)
+            indexed[axis] //= self.vector
+            vector = {"vector_axis": np.int32(axis)}
+        dense = op.constexpr_lut_to_dense(
+            indices=constant_of(op, "indices", tensors["indices"], tuple(indexed)),
+            lut=constant_of(op, "lut", tensors["lut"], (*blocks, 1 << self.bits, self.vector)),
+            **vector,
         )
-        return dense
+        if not self.scaled:
+            return dense
+        counts = [1] * len(shape)
+        counts[axis_of(self.layout, shape)] = self.layout.channels
+        scaled: Var = op.constexpr_blockwise_shift_scale(
+            data=dense, scale=constant_of(op, "scale", tensors["scale"], tuple(counts))
+        )
+        return scaled
 
 
-def _ios16(op: Builder, place: Place, packed: Array, lut: Array) -> Var:
-    """One table, indices packed into bytes, the shape beside them."""
-    shape = np.array(shape_of(place.var), np.uint32)
-    dense: Var = op.constexpr_lut_to_dense(indices=packed, lut=lut, shape=shape)
-    return dense
+def _bytes_of(indices: Array | Packed) -> Array:
+    """The iOS16 op takes its indices packed, as bytes."""
+    if not isinstance(indices, Packed):
+        return indices
+    assert indices.piece is not None
+    return indices.piece.view()
+
+
+def encode_palette(
+    rows: Array, bits: int, scaled: bool = False, importance: Array = None, products: Array = None
+) -> Encoded:
+    """Tables of ``2**bits`` entries and packed indices for weights ``(tables, outer, group, inner)``.
+
+    The indices lie in the order of ``(outer, tables, group, inner)``. With ``scaled``, the error of a number counts
+    with the square of its channel's scale, as it does in the decoded weights. ``products (I, I)`` of inputs that run
+    along the last axis have indices chosen with feedback (:mod:`milopt.feedback`).
+    """
+    scale: Array = None
+    values = rows
+    if scaled:
+        scale = np.maximum(rows.max(axis=(1, 3), keepdims=True), -rows.min(axis=(1, 3), keepdims=True))
+        divisor = np.where(scale == 0, np.float32(1), scale.astype(np.float32))  # 0 * anything stays 0
+        with np.errstate(invalid="ignore"):  # NaN and infinity are counted below
+            values = (rows.astype(np.float32) / divisor).astype(rows.dtype)
+        square = scale.astype(np.float64) ** 2
+        importance = square if importance is None else square * importance
+    found = palettize(values, bits, importance)
+    error, power = found.error, found.power
+    if products is not None and not found.wrong:
+        tables, _, group, inner = rows.shape
+        indices = with_feedback(values.reshape(tables * group, inner), found.lut, products)
+        found = replace(found, indices=indices.reshape(rows.shape))
+    if (scaled or products is not None) and not found.wrong:
+        error, power = _errors(rows, found.decoded() * scale if scaled else found.decoded())
+    indices = found.indices.transpose(1, 0, 2, 3).reshape(-1)
+    kind = "fp16" if rows.dtype == np.float16 else "fp32"
+    tensors = {
+        "indices": (packed(indices, bits), f"uint{bits}", indices.size),
+        "lut": (found.lut, kind, found.lut.size),
+    }
+    if scaled:
+        tensors["scale"] = (scale, kind, scale.size)
+    return Encoded(tensors, error, power, found.wrong)
+
+
+def encode_vectors(rows: Array, bits: int, vector: int) -> Encoded:
+    """As :func:`encode_palette`, with an index for every ``vector`` neighbouring channels."""
+    tables, outer, group, inner = rows.shape
+    split = rows.reshape(tables, outer, group // vector, vector, inner).transpose(0, 1, 2, 4, 3)
+    found = palettize_vectors(split.reshape(tables, -1, vector), bits)
+    order = found.indices.reshape(tables, outer, group // vector, inner).transpose(1, 0, 2, 3)
+    kind = "fp16" if rows.dtype == np.float16 else "fp32"
+    tensors = {
+        "indices": (packed(np.ravel(order), bits), f"uint{bits}", order.size),
+        "lut": (found.lut, kind, found.lut.size),
+    }
+    return Encoded(tensors, found.error, found.power, found.wrong)
+
+
+def _errors(rows: Array, decoded: Array) -> tuple[float, float]:
+    """The squared error, and the sum of squares."""
+    weights: Array = rows.astype(np.float64)
+    changed = weights - decoded
+    return float(np.einsum("abcd,abcd", changed, changed)), float(np.einsum("abcd,abcd", weights, weights))
+
+
+def importance_of(moments: Array, layout: Layout, shape: tuple[int, ...], axis: int) -> Array:
+    """Second moments ``(I,)`` of the inputs on ``axis``, as ``(1, outer, 1, inner)`` to go with the rows of a plan."""
+    rank, channels = len(shape), axis_of(layout, shape)
+    across = moments.reshape([-1 if at == axis % rank else 1 for at in range(rank)])
+    outer = np.broadcast_to(
+        across if axis % rank < channels else np.ones([1] * rank), (*shape[:channels], *[1] * (rank - channels))
+    )
+    inner = np.broadcast_to(
+        across if axis % rank > channels else np.ones([1] * rank), (*[1] * (channels + 1), *shape[channels + 1 :])
+    )
+    return np.reshape(outer, (1, -1, 1, 1)) * np.reshape(inner, (1, 1, 1, -1))
 
 
 def axis_of(layout: Layout, shape: tuple[int, ...]) -> int:
@@ -88,25 +186,6 @@ def axis_of(layout: Layout, shape: tuple[int, ...]) -> int:
             return axis
         outer *= size
     raise AssertionError(f"{shape} has no {layout}")
-
-
-def put_in_place(place: Place, new: Var) -> None:
-    """Let ``new`` have the name and the uses of the constant at ``place``, which goes."""
-    old, name = place.var, place.var.name
-    replace_uses(old, new)
-    remove_ops([place.op])
-    new.name = name
-    assert new.op is not None
-    new.op.name = name
-
-
-def pack(indices: Array, bits: int) -> Array:
-    """``indices`` (flat, uint8) in ``bits`` each, the least significant bit of the first byte first."""
-    if bits == 8:
-        return indices
-    pieces = (indices[at : at + _PACKED_AT_ONCE, None] for at in range(0, len(indices), _PACKED_AT_ONCE))
-    flags = (np.unpackbits(piece, axis=1, count=bits, bitorder="little") for piece in pieces)
-    return np.concatenate([np.packbits(each, bitorder="little") for each in flags])
 
 
 def nearest_divisor(number: int, wanted: int) -> int:

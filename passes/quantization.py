@@ -2,47 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar, Literal, TypeAlias
 
-import joblib
 import numpy as np
 
 from milopt.building import Builder
+from milopt.clustering import packed
 from milopt.metrics import Lossy, Metric
-from milopt.mil import Operation, constant, opset_of, shape_of, target, types, value_names
+from milopt.mil import Var, opset_of, shape_of, target
 from milopt.package import Model
-from milopt.passes.compression import note_compressed, snr
-from milopt.passes.palettes import axis_of, nearest_divisor, put_in_place
-from milopt.passes.uses import CHANNEL_AXES, Axes, Layout, Weight, find_weights, layouts_of
+from milopt.package.weights import Packed
+from milopt.passes.compressing import CompressionReport, Encoded, Plan, compress, constant_of
+from milopt.passes.compression import note_compressed
+from milopt.passes.decompression import weights_again
+from milopt.passes.palettes import axis_of, nearest_divisor
+from milopt.passes.uses import (
+    CHANNEL_AXES,
+    INPUT_AXES,
+    Layout,
+    Place,
+    Weight,
+    axes_at,
+    find_weights,
+    layouts_of,
+    require_axis,
+)
 from milopt.pipeline import Pass
+from milopt.quantizing import Clip, IntegerType, quantize
 from milopt.reports import NoMatch, Report, require, require_opset
 
-__all__ = ["Quantize", "quantize"]
+__all__ = ["IntegerPlan", "Quantize", "encode_integers"]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
-_BITS = {"int4": 4, "int8": 8}
+_BITS = {"int4": 4, "uint4": 4, "int8": 8, "uint8": 8}
 
-# int8 weights have 45 dB, of which 33 are left where int4 keeps 9.5; after 30 layers, then, about 26
-_INT8 = Lossy(min_snr_db=20)
+# int8 weights have 45 dB, of which 33 are left where int4 keeps 9.5; after 30 layers, then, about 26. One scale for a
+# channel leaves 41 dB of normal weights, one for all of them 38: 4 and 7 less, and less again with outliers.
+_INT8 = {"block": 20.0, "channel": 14.0, "tensor": 6.0}
 
 
 @dataclass(frozen=True)
 class Quantize(Pass):
     """A constant weight  ->  ``constexpr_blockwise_shift_scale`` of ``dtype``, a scale per ``block_size`` inputs.
 
-    Symmetric: a block of one output channel and ``block_size`` input channels (or the nearest number that divides
-    them) has the scale max|w| / 7 (int4) or / 127 (int8), and no offset. Weights of ``linear``, ``conv``,
-    ``conv_transpose``, ``matmul`` and ``gather`` are quantized, one that several ops or functions hold once; but not
+    With ``granularity="block"`` an output channel has a scale for each ``block_size`` input channels (or the nearest
+    number that divides them), with ``"channel"`` one, with ``"tensor"`` there is one in all; ``axis`` is that of the
+    output channels where they shall not be those that the op has. ``symmetric``: the scale is max|w| / 7 (of 4 bits) or
+    / 127, and integers of the signed types need no offset; otherwise they cover the range of the weights and zero.
+    ``clip="mse"`` narrows the range where the squared error of the many gains more than that of the largest loses.
+    Functions for iOS16 and iOS17 have ``constexpr_affine_dequantize``, of 8 bits and no blocks.
+
+    Weights of ``linear``, ``conv``, ``conv_transpose``, ``matmul`` and ``gather`` are quantized, one that several ops
+    or functions hold once; but not
 
     1. those with fewer than ``min_elements`` numbers, or that would not become smaller;
     2. those that are also an output, an operand of another kind of op or a vector, or whose uses differ in their axes;
     3. tables whose rows only scale other values: cosines and sines of positions;
     4. those that hold NaN or infinity;
-    5. those that are compressed already;
-    6. those of functions before iOS18, which have no such op.
+    5. those that are compressed already, unless ``recompress``: then the error told is what is added to theirs;
+    6. those of functions before iOS16, which have no such op, and before iOS18 of 4 bits or blocks.
     """
 
     name: ClassVar[str] = "quantize"
@@ -51,10 +73,15 @@ class Quantize(Pass):
     # use that up layer by layer: 9.5 dB are left after 5 layers, 2.8 after the 30 of SmolLM2-135M. Outputs that have
     # nothing to do with the original's are at -3 dB, zeros at 0: a wrong axis or a shifted block does not pass.
     metric: ClassVar[Metric] = Lossy(min_snr_db=0.5)
-    opset: ClassVar[int] = int(target.iOS18)
+    opset: ClassVar[int] = int(target.iOS16)
 
-    dtype: Literal["int4", "int8"] = "int4"
+    dtype: IntegerType = "int4"
+    granularity: Literal["tensor", "channel", "block"] = "block"
     block_size: int = 32
+    axis: int | None = None
+    symmetric: bool = True
+    clip: Clip = "minmax"
+    recompress: bool = False
     min_elements: int = 2048  # coremltools' weight_threshold, constraints W12
 
     def __post_init__(self) -> None:
@@ -62,147 +89,148 @@ class Quantize(Pass):
             raise ValueError(f"block_size must be at least 1, not {self.block_size}")
 
     def run(self, model: Model) -> Report:
-        report = Report(self.name, metric=_INT8 if self.dtype == "int8" else None)
-        plans: list[_Plan] = []
-        for weight in find_weights(model):
+        metric = Lossy(_INT8[self.granularity]) if _BITS[self.dtype] == 8 else None
+        report = CompressionReport(self.name, metric=metric)
+        plans: list[IntegerPlan] = []
+        weights = weights_again(model) if self.recompress else find_weights(model)
+        for weight in weights:
             report.tried += 1
             try:
                 plans.append(self._plan(weight))
             except NoMatch as why:
-                place = weight.places[0]
-                report.decline(place.function, why.at if why.at is not None else place.op, why.text, *why.arguments)
-        note_compressed(model, report)  # 5
-        if plans:
-            _quantize_all(model, plans, report)
-            for text, count in self._other_blocks(plans).items():
-                report.notes.append(f"{text} ({count} weights)")
+                report.leave(weight, why)
+        if not self.recompress:
+            note_compressed(model, report)  # 5
+        totals, done = compress(plans, model, report)
+        if done:
+            report.notes += [
+                f"{totals.numbers:,} numbers in {totals.weights} weights: {totals.before:,} -> {totals.after:,} bytes",
+                f"SNR of the weights {totals.snr:.1f} dB, the lowest {totals.worst[0]:.1f} dB ({totals.worst[1]})",
+                *(f"{text} ({count} weights)" for text, count in self._other_blocks(done).items()),
+            ]
+        report.sort(weights)
         return report
 
-    def _plan(self, weight: Weight) -> _Plan:
+    def _plan(self, weight: Weight) -> IntegerPlan:
         array = weight.array
         require(
             array.size >= max(self.min_elements, 1), "too small: {} of {} numbers", array.size, self.min_elements
         )  # 1
         require(all(len(shape_of(place.var)) > 1 for place in weight.places), "a vector has no channels")  # 2
-        channels, inputs = layouts_of(weight), layouts_of(weight, _INPUT_AXES)  # 2, 3
+        require_axis(weight, self.axis)
+        channels = layouts_of(weight, CHANNEL_AXES if self.axis is None else axes_at(self.axis))  # 2, 3
+        inputs = layouts_of(weight, INPUT_AXES if self.axis is None else axes_at(1 - self.axis % 2))
         uses = ", ".join(dict.fromkeys([*channels.values(), *inputs.values()]))
-        require(len(channels) == len(inputs) == 1, "its uses have their channels on different axes: {}", uses)  # 2
-        require_opset(min(opset_of(place.op) for place in weight.places), target.iOS18)  # 6
-        wrong = array.size - int(np.count_nonzero(np.isfinite(array)))
-        require(not wrong, "holds {} values that are not finite", wrong)  # 4
+        alike = len(channels) == 1 and (len(inputs) == 1 or self.granularity != "block")
+        require(alike or self.granularity == "tensor", "its uses have their channels on different axes: {}", uses)  # 2
+        new = _BITS[self.dtype] == 4 or self.granularity == "block"
+        require_opset(min(opset_of(place.op) for place in weight.places), target.iOS18 if new else target.iOS16)  # 6
         along = next(iter(inputs))
-        plan = _Plan(weight, next(iter(channels)), along, nearest_divisor(along.channels, self.block_size), self.dtype)
+        block = nearest_divisor(along.channels, self.block_size) if self.granularity == "block" else along.channels
+        plan = IntegerPlan(
+            weight, next(iter(channels)), along, block, self.granularity, self.dtype, self.symmetric, self.clip
+        )
         require(plan.nbytes < array.nbytes, "{} bytes would become {}", array.nbytes, plan.nbytes)  # 1
         return plan
 
-    def _other_blocks(self, plans: list[_Plan]) -> dict[str, int]:
+    def _other_blocks(self, plans: Sequence[Plan]) -> dict[str, int]:
         """What became of ``block_size`` where it does not divide the inputs, and how often."""
         found: dict[str, int] = {}
-        for plan in plans:
-            if plan.block != self.block_size:
+        for plan in plans if self.granularity == "block" else ():
+            if isinstance(plan, IntegerPlan) and plan.block != self.block_size:
                 text = f"blocks of {plan.block} for {plan.inputs.channels} inputs instead of {self.block_size}"
                 found[text] = found.get(text, 0) + 1
         return found
 
 
-def _beside_rows(op: Operation) -> int:
-    """A gather's rows lie along its axis; their blocks along the last other one."""
-    axis, rank = int(constant(op.axis)), len(shape_of(op.x))
-    return -2 if axis % rank == rank - 1 else -1
-
-
-# (op type, input) -> the axis of the weight that holds its input channels; coremltools' choice, as for CHANNEL_AXES
-_INPUT_AXES: Axes = {
-    ("linear", "weight"): lambda op: 1,
-    ("conv", "weight"): lambda op: 1,
-    ("conv_transpose", "weight"): lambda op: 0,
-    ("matmul", "x"): lambda op: -3 - CHANNEL_AXES["matmul", "x"](op),
-    ("matmul", "y"): lambda op: -3 - CHANNEL_AXES["matmul", "y"](op),
-    ("gather", "x"): _beside_rows,
-}
-
-
 @dataclass(frozen=True)
-class _Plan:
+class IntegerPlan(Plan):
     """One weight to be stored as ``dtype``, with a scale for each output channel and ``block`` input channels."""
 
-    weight: Weight
     channels: Layout
     inputs: Layout
     block: int
-    dtype: str
+    granularity: str
+    dtype: IntegerType
+    symmetric: bool
+    clip: Clip
 
-    def scales(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    @property
+    def form(self) -> str:
+        per = {"tensor": "all", "channel": "a channel", "block": f"{self.block} inputs of a channel"}[self.granularity]
+        return f"{self.dtype}, a scale{'' if self.symmetric else ' and an offset'} for {per}"
+
+    @property
+    def element_bits(self) -> int:
+        return _BITS[self.dtype]
+
+    @property
+    def shifted(self) -> bool:
+        """Whether there is an offset."""
+        return not self.symmetric or self.dtype.startswith("u")
+
+    def counts(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the scales where the weight has ``shape``."""
-        counts = [1] * len(shape)
-        counts[axis_of(self.channels, shape)] = self.channels.channels
-        counts[axis_of(self.inputs, shape)] = self.inputs.channels // self.block
-        return tuple(counts)
+        found = [1] * len(shape)
+        if self.granularity != "tensor":
+            found[axis_of(self.channels, shape)] = self.channels.channels
+        if self.granularity == "block":
+            found[axis_of(self.inputs, shape)] = self.inputs.channels // self.block
+        return tuple(found)
 
     @property
     def nbytes(self) -> int:
-        """The size on disk, without the header of 64 bytes that each array has there."""
         array = self.weight.array
-        return int((array.size * _BITS[self.dtype] + 7) // 8 + prod(self.scales(array.shape)) * array.itemsize)
+        scales, bits = prod(self.counts(array.shape)), _BITS[self.dtype]
+        offsets = (scales * bits + 7) // 8 if self.shifted else 0
+        return int((array.size * bits + 7) // 8 + scales * array.itemsize + offsets)
 
-    def compute(self) -> tuple[Array, Array]:
-        return quantize(self.weight.array, self.scales(self.weight.array.shape), _BITS[self.dtype])
+    def job(self) -> tuple[Callable[..., Encoded], tuple[Any, ...]]:
+        array = self.weight.array
+        return encode_integers, (array, self.counts(array.shape), self.dtype, self.symmetric, self.clip)
 
-    def place(self, data: Array, scale: Array, taken: dict[str, set[str]]) -> None:
-        """Put the integers and scales where the weight stands. ``taken`` holds the names of each function's values."""
-        kind = types.nptype_from_builtin(types.string_to_builtin(self.dtype))
-        for place in self.weight.places:
-            shape = shape_of(place.var)
-            op = Builder(place.op, taken[place.function])
-            new = op.constexpr_blockwise_shift_scale(
-                data=data.view(kind).reshape(shape), scale=scale.reshape(self.scales(shape))
-            )
-            put_in_place(place, new)
+    def write(self, op: Builder, place: Place, tensors: dict[str, Array | Packed]) -> Var:
+        shape = shape_of(place.var)
+        counts = self.counts(shape)
+        if opset_of(place.op) < target.iOS18:
+            return self._affine(op, shape, tensors)
+        inputs = {
+            "data": constant_of(op, "data", tensors["data"], shape),
+            "scale": constant_of(op, "scale", tensors["scale"], counts),
+        }
+        if self.shifted:
+            inputs["offset"] = constant_of(op, "offset", tensors["offset"], counts)
+        made: Var = op.constexpr_blockwise_shift_scale(**inputs)
+        return made
 
-
-def quantize(array: Array, counts: tuple[int, ...], bits: int) -> tuple[Array, Array]:
-    """The integers (int8, of ``array``'s shape) and the scales (of its dtype, shape ``counts``), symmetric around zero.
-
-    Axis ``a`` is cut into ``counts[a]`` blocks; ``counts[a]`` divides it. With ``m = 2**(bits - 1) - 1``, a block's
-    scale is max|w| / m, and ``scale * integer`` is nowhere further from ``w`` than half a scale, but for its rounding.
-    """
-    most = 2 ** (bits - 1) - 1
-    split = [size for count, whole in zip(counts, array.shape, strict=True) for size in (count, whole // count)]
-    blocks: Array = np.reshape(array, split)
-    inner = tuple(range(1, len(split), 2))
-    # fp32 holds the products of fp16 numbers; fp32 weights need more
-    exact: Array = blocks.astype(np.float64 if array.dtype == np.float32 else np.float32)
-    largest: Array = np.abs(exact).max(axis=inner, keepdims=True)
-    scale: Array = (largest / most).astype(array.dtype)
-    # among the subnormals, rounding may take away so much that the largest number is past the last integer
-    short = largest > (most + 0.5) * scale.astype(exact.dtype)
-    scale = np.where(short, np.nextafter(scale, np.array(np.inf, array.dtype)), scale)
-    scale = np.where(largest == 0, np.array(1, array.dtype), scale)  # all zeros: 0 * 1
-    exact /= scale.astype(exact.dtype)
-    return np.rint(exact).astype(np.int8).reshape(array.shape), scale.reshape(counts)
+    def _affine(self, op: Builder, shape: tuple[int, ...], tensors: dict[str, Any]) -> Var:
+        """The op of iOS16: one scale, or one for each place along an axis, and integers for zero like them."""
+        whole = self.granularity == "tensor"
+        data, scale = tensors["data"].reshape(shape), tensors["scale"]
+        zero = tensors["offset"] if self.shifted else np.zeros(len(scale), data.dtype)
+        made: Var = op.constexpr_affine_dequantize(
+            quantized_data=data,
+            zero_point=zero[0] if whole else zero,
+            scale=scale[0] if whole else scale,
+            axis=np.int32(0 if whole else axis_of(self.channels, shape)),
+        )
+        return made
 
 
-def _quantize_all(model: Model, plans: list[_Plan], report: Report) -> None:
-    taken = {name: value_names(function) for name, function in model.functions.items()}
-    jobs = (joblib.delayed(plan.compute)() for plan in plans)
-    found = joblib.Parallel(n_jobs=-1, prefer="threads", return_as="generator")(jobs)
-    power = error = before = after = numbers = 0.0
-    for plan, (data, scale) in zip(plans, found, strict=True):
-        plan.place(data, scale, taken)
-        report.applied += len(plan.weight.places)
-        numbers, before, after = numbers + data.size, before + plan.weight.array.nbytes, after + plan.nbytes
-        signal, noise = _powers(plan.weight.array, data, scale)
-        power, error = power + signal, error + noise
-    report.notes += [
-        f"{numbers:,.0f} numbers in {len(plans)} weights: {before:,.0f} -> {after:,.0f} bytes",
-        f"SNR of the weights {snr(power, error):.1f} dB",
-    ]
+def encode_integers(
+    array: Array, counts: tuple[int, ...], dtype: IntegerType, symmetric: bool = True, clip: Clip = "minmax"
+) -> Encoded:
+    """The tensors of a weight as integers: ``data``, ``scale`` and, where the form has one, ``offset``."""
+    found = quantize(array, counts, dtype, symmetric=symmetric, clip=clip)
+    kind = "fp16" if array.dtype == np.float16 else "fp32"
+    tensors = {
+        "data": (_stored(found.data, dtype), dtype, found.data.size),
+        "scale": (found.scale, kind, found.scale.size),
+    }
+    if found.offset is not None:
+        tensors["offset"] = (_stored(found.offset, dtype), dtype, found.offset.size)
+    return Encoded(tensors, found.error, found.power, found.wrong)
 
 
-def _powers(array: Array, data: Array, scale: Array) -> tuple[float, float]:
-    """The sums of squares of a weight and of what quantizing changed in it."""
-    signal: Array = array.astype(np.float32).ravel()
-    for axis, (count, size) in enumerate(zip(scale.shape, data.shape, strict=True)):
-        scale = np.repeat(scale, size // count, axis)
-    changed: Array = (data * scale).astype(np.float32).ravel() - signal
-    return float(signal @ signal), float(changed @ changed)
+def _stored(integers: Array, dtype: str) -> Array:
+    return integers if _BITS[dtype] == 8 else packed(integers.reshape(-1).view(np.uint8), 4)

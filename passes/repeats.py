@@ -42,9 +42,10 @@ class FoldTile(Rule[list[int]]):
     def check(self, m: Match, /) -> list[int]:
         require(constant(m.reps) is None, _CONSTANT)
         found = numbers_of(m.reps)
-        require(found is not None and len(found) == m.x.rank, "its repetitions depend on more than shapes", at=m.reps)
+        require(found is not None, "its repetitions depend on more than shapes", at=m.reps)
+        assert found is not None
         require(constant(m.root.inputs["shape"]) is not None, "the shape it then has is computed")
-        return found or []
+        return found
 
     def rewrite(self, op: Builder, m: Match, facts: list[int], /) -> Var:
         wide = op.tile(x=m.x, reps=facts)
@@ -151,7 +152,7 @@ class _Reader:
             return self._inferred(op, axis, dim)
         if op.op_type == "concat" and int(constant(op.inputs["axis"])) % var.rank != axis:
             return self.size(op.inputs["values"][0], axis)
-        if op.op_type in ("linear", "softmax", "relu", "cast", "silu") and axis < var.rank - 1:
+        if op.op_type in ("linear", "softmax", "relu", "cast", "silu"):
             return self.size(op.inputs["x"], axis)
         if op.op_type == "expand_dims":
             added = {int(each) % var.rank for each in constant(op.inputs["axes"])}
@@ -167,7 +168,7 @@ class _Reader:
         sides = [op.inputs[name] for name in "xy" if op.inputs[name].rank >= -axis]
         sizes = [self.size(each, axis % each.rank) for each in sides]
         told = [size for size in sizes if not is_symbolic(size) and size != 1]
-        wide = [size for size in sizes if is_symbolic(size) or size != 1]
+        wide = [size for size in sizes if size != 1]
         return told[0] if told else wide[0] if len(wide) == 1 else dim
 
     def _inferred(self, op: Operation, axis: int, dim: Any) -> Any:
@@ -176,8 +177,10 @@ class _Reader:
         if wanted is None or any(len(each) != 1 for each in wanted):
             return dim
         sizes = [each[0] for each in wanted]
-        if sizes.count(-1) != 1 or 0 in sizes or sizes[axis] != -1:
-            return dim if sizes[axis] in (-1, 0) else sizes[axis]
+        if 0 in sizes:  # a size that is copied
+            return dim
+        if sizes[axis] != -1:
+            return sizes[axis]
         whole = sympy.prod([self.size(x, each) for each in range(x.rank)])
         found = sympy.simplify(whole / sympy.prod([size for size in sizes if size != -1]))
         return int(found) if found.is_Integer else found
@@ -201,14 +204,16 @@ class _Reader:
         return stops[0] if len(stops) == 1 and (is_symbolic(whole) or whole > 1) else dim
 
     def _concat(self, op: Operation) -> list[Choices] | None:
-        parts = [self.elements(each) for each in op.inputs["values"]]
-        return (
-            [each for part in parts if part is not None for each in part] if all(p is not None for p in parts) else None
-        )
+        found: list[Choices] = []
+        for each in op.inputs["values"]:
+            if (part := self.elements(each)) is None:
+                return None
+            found += part
+        return found
 
     def _gather(self, op: Operation) -> list[Choices] | None:
         source, indices = self.elements(op.inputs["x"]), constant(op.inputs["indices"])
-        if source is None or indices is None or np.ndim(indices) > 1:
+        if source is None or indices is None:
             return None
         return [source[int(each)] for each in np.ravel(indices)]
 

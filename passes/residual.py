@@ -32,7 +32,7 @@ from milopt.pattern import Const, Ops, Value, build
 from milopt.pipeline import Pass
 from milopt.reports import NoMatch, Report, require
 
-__all__ = ["ScaleResidual"]
+__all__ = ["Plan", "ScaleResidual", "plans"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -44,6 +44,7 @@ _LINEAR = frozenset(
     }
 )  # fmt: skip
 _SUMS = frozenset({"add", "sub"})
+_LAYERS = frozenset({"linear", "conv"})
 # A weight is scaled where what fp16's subnormal numbers lose of it is below this share of its norm: a fifth of what the
 # comparison of the pass can see.
 _LOST = 2e-6
@@ -99,31 +100,16 @@ class ScaleResidual(Pass):
     def _scale(
         self, name: str, function: Function, largest: Mapping[str, float], made: dict[object, Array], report: Report
     ) -> None:
-        norms = _Norms(function)
-        done: set[Var] = set()
-        for op in list(operations(function)):
-            var = op.outputs[0] if op.outputs else None
-            if var is None or op.op_type not in _SUMS or var in done or dtype_name(var) != "fp16":
-                continue
-            if largest.get(var.name, 0.0) <= self.limit or op in norms.inner:
-                continue
+        for each in plans(function, largest, self.limit):
             report.tried += 1
-            stream = _Stream(norms)
-            try:
-                stream.take(var)
-                peak = max(largest.get(each.name, 0.0) for each in stream.values)
-                power = ceil(log2(peak / self.limit))
-                epsilons = stream.epsilons(2.0**-power)
-            except NoMatch as why:
-                done.update(stream.values)
-                report.decline(name, why.at or var, why.text, *why.arguments)
+            if each.why is not None:
+                report.decline(name, each.why.at or each.var, each.why.text, *each.why.arguments)
                 continue
-            done.update(stream.values)
-            _Scaling(2.0**-power, value_names(function), made).apply(stream, epsilons)
+            _Scaling(2.0**-each.power, value_names(function), made).apply(each.stream, each.epsilons)
             report.applied += 1
             report.notes.append(
-                f"{name}: the stream of {len(stream.values)} values around {var.name!r} reaches {peak:.4g}, "
-                f"scaled by 2**-{power}"
+                f"{name}: the stream of {len(each.stream.values)} values around {each.var.name!r} reaches "
+                f"{each.peak:.4g}, scaled by 2**-{each.power}"
             )
 
 
@@ -236,6 +222,70 @@ class _Stream:
         return [*found, *((op, "epsilon", _scaled(op.inputs["epsilon"], scale**2)) for op in self.layer_norms)]
 
 
+@dataclass
+class Plan:
+    """How the stream around ``var`` is scaled, by ``2**-power``; or ``why`` not."""
+
+    var: Var
+    stream: _Stream
+    peak: float = 0.0
+    power: int = 0
+    epsilons: list[tuple[Operation, str, Any]] = field(default_factory=list[tuple[Operation, str, Any]])
+    why: NoMatch | None = None
+
+    def repaired(self) -> Iterator[Var]:
+        """The values that are scaled: those of the stream, and what its layers give to it."""
+        if self.why is not None:
+            return
+        yield from self.stream.values
+        for var in self.stream.leaves.values():
+            while var.op is not None and layer_of(var, self.stream) is not None:
+                yield var
+                if var.op.op_type in _LAYERS:
+                    break
+                var = var.op.inputs["x"]
+
+
+def plans(function: Function, largest: Mapping[str, float], limit: float) -> Iterator[Plan]:
+    """One for every stream with a fp16 sum beyond ``limit``; ``largest`` are the magnitudes by name.
+
+    The program may be changed as the plan says before the next one is made.
+    """
+    norms = _Norms(function)
+    done: set[Var] = set()
+    for op in list(operations(function)):
+        var = op.outputs[0] if op.outputs else None
+        if var is None or op.op_type not in _SUMS or var in done or dtype_name(var) != "fp16":
+            continue
+        if largest.get(var.name, 0.0) <= limit or op in norms.inner:
+            continue
+        made = Plan(var, _Stream(norms))
+        try:
+            made.stream.take(var)
+            made.peak = max(largest.get(each.name, 0.0) for each in made.stream.values)
+            made.power = ceil(log2(made.peak / limit))
+            made.epsilons = made.stream.epsilons(2.0**-made.power)
+        except NoMatch as why:
+            made.why = why
+        done.update(made.stream.values)
+        yield made
+
+
+def layer_of(var: Var, stream: _Stream) -> Operation | None:
+    """The linear layer that the value comes from, if nothing but the stream uses what it gives."""
+    while var.op is not None and not is_output(var):
+        users = dict.fromkeys(var.child_ops)
+        inside = all(out in stream.values for user in users for out in user.outputs)
+        if not (inside or len(users) == 1) or (not inside and next(iter(users)).op_type not in _LINEAR):
+            return None
+        if var.op.op_type in _LAYERS:
+            return var.op if constant(var.op.inputs["weight"]) is not None else None
+        if var.op.op_type not in _LINEAR:
+            return None
+        var = var.op.inputs["x"]
+    return None
+
+
 def _source(var: Var) -> Var:
     return var.op.inputs["x"] if var.op is not None and var.op.op_type == "cast" else var
 
@@ -270,7 +320,7 @@ class _Scaling:
             remove_if_dead([old.op])
         folded: set[Operation] = set()
         for (op, name), var in stream.leaves.items():
-            origin = self._layer(var, stream)
+            origin = layer_of(var, stream)
             if origin is None:
                 _give(op, name, self._times_scale(op, var))
             elif origin not in folded:
@@ -283,20 +333,6 @@ class _Scaling:
             return self._const(anchor, self._times(np.asarray(array)), f"{var.name}_scaled")
         made: Var = Builder(anchor, self.taken).mul(x=var, y=_number(self.scale, var), name=f"{var.name}_scaled")
         return made
-
-    def _layer(self, var: Var, stream: _Stream) -> Operation | None:
-        """The linear layer that the value comes from, if nothing but the stream uses what it gives."""
-        while var.op is not None and not is_output(var):
-            users = dict.fromkeys(var.child_ops)
-            inside = all(out in stream.values for user in users for out in user.outputs)
-            if not (inside or len(users) == 1) or (not inside and next(iter(users)).op_type not in _LINEAR):
-                return None
-            if var.op.op_type in ("linear", "conv"):
-                return var.op if constant(var.op.inputs["weight"]) is not None else None
-            if var.op.op_type not in _LINEAR:
-                return None
-            var = var.op.inputs["x"]
-        return None
 
     def _fold(self, op: Operation) -> None:
         weight: Var = op.inputs["weight"]

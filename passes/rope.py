@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -99,13 +99,9 @@ class RopeTable(Pass):
         report = Report(self.name)
         made = Made()
         rows = self.context or positions_of(model)
-        misses = report.misses
         for form in ("cast", "scaled", "bare"):  # what follows a wave goes into the table: the longest form first
-            part = apply(TabulateWave(form, rows, made, self.approximate), model)
-            # "bare" looks at every wave that is left; the other forms have nothing to add
-            misses = [miss for miss in part.misses if miss.declined]
-            report.extend(part)
-        report.misses = misses
+            report.misses = []  # "bare" looks at every wave that is left; the other forms have nothing to add
+            report.extend(apply(TabulateWave(form, rows, made, self.approximate), model))
         if made.original_db < _LEAST_DB + _MARGIN_DB:
             report.metric = Lossy(made.original_db - _MARGIN_DB)
         for name, function in model.functions.items():
@@ -113,12 +109,12 @@ class RopeTable(Pass):
         return report
 
 
-def positions_of(model: Model) -> int | None:
-    """How many positions the model's metadata says there are. PassError where it says no number."""
+def positions_of(model: Model) -> int:
+    """How many positions the model's metadata says there are, 0 if nothing. PassError where it says no number."""
     text = model.metadata.get(CONTEXT_KEY)
     if text is not None and not (text.isdecimal() and int(text)):
         raise PassError(f"rope-table: metadata {CONTEXT_KEY!r} is {text!r}, not a number of positions")
-    return int(text) if text else None
+    return int(text or 0)
 
 
 def _describe(model: Model, name: str, function: Function, tables: set[int]) -> None:
@@ -139,8 +135,7 @@ def _sources(var: Var) -> Iterator[Var]:
         yield from _sources(var.op.inputs["x"])
 
 
-@dataclass(frozen=True)
-class _Facts:
+class _Facts(NamedTuple):
     value: Tabulated
     positions: Var
     kind: str
@@ -151,7 +146,7 @@ class TabulateWave(Rule[_Facts]):
     """``[cast](cos(f(positions)) [* s])``  ->  ``gather(table, positions)``, and the same for ``sin``.
 
     ``f`` may be anything that :func:`milopt.passes.angles.tabulate` reads: products with constant frequencies, as
-    ``mul`` or ``matmul``, concatenations, transposes, casts. ``rows`` is the number of positions, or ``None`` to go by
+    ``mul`` or ``matmul``, concatenations, transposes, casts. ``rows`` is the number of positions, or 0 to go by
     the mask; ``made`` collects what one run makes, for all functions. It stays away where
 
     1. the angles are no function of one integer value, or are constant;
@@ -160,26 +155,23 @@ class TabulateWave(Rule[_Facts]):
     4. fp16 has rounded the frequencies, and no closed form explains them; not with ``approximate``.
     """
 
-    form: Literal["cast", "scaled", "bare"] = "bare"
-    rows: int | None = None
+    form: Literal["cast", "scaled", "bare"]
+    rows: int = 0
     made: Made = field(default_factory=Made, compare=False)
     approximate: bool = False
 
     def pattern(self, op: Ops, /, angles: Value, s: Scalar | None) -> Any:
         wave = op.one_of("wave", cos=op.cos(x=angles), sin=op.sin(x=angles))
-        if self.form == "bare":
-            return wave
         scaled = op.mul(x=wave, y=s)
-        if self.form == "scaled":
-            return scaled
-        return op.cast(x=op.one_of("scaling", mul=scaled, none=wave), dtype=...)
+        cast = op.cast(x=op.one_of("scaling", mul=scaled, none=wave), dtype=...)
+        return {"bare": wave, "scaled": scaled, "cast": cast}[self.form]
 
     def check(self, m: Match, /) -> _Facts:
         result: Var = m.root.outputs[0]
         kind = dtype_name(result)
-        require(kind in _FLOATS, "it is cast to {}", kind, at=result)
+        require(kind in _FLOATS, "it is cast to {}", kind)
         positions = tabulate(result, 1, approximate=True).positions
-        require(positions is not None, "its angles are constant", at=result)  # 1
+        require(positions is not None, "its angles are constant")  # 1
         assert positions is not None
         rows = self.rows or _columns_of_mask(function_of(m.root), positions)
         require(rows is not None, "how many positions there are is unknown: give the option context", at=positions)  # 2
@@ -187,7 +179,7 @@ class TabulateWave(Rule[_Facts]):
         require(rows <= _MOST_ROWS, "a table of {} positions is too long, {} are possible", rows, _MOST_ROWS)  # 2
         value = tabulate(result, rows, approximate=self.approximate)  # 4
         features = [dim for dim in value.table.shape[1:] if dim != 1]
-        require(len(features) == 1, "it has {} axes beside the positions'", len(features), at=result)  # 3
+        require(len(features) == 1, "it has {} axes beside the positions'", len(features))  # 3
         return _Facts(value, positions, kind)
 
     def rewrite(self, op: Builder, m: Match, facts: _Facts, /) -> Var:
@@ -197,7 +189,7 @@ class TabulateWave(Rule[_Facts]):
         self.made.compare(value.table, tabulate(m.root.outputs[0], len(value.table), as_stored=True).table)
         table = self.made.share(np.reshape(value.table, (len(value.table), -1)).astype(_FLOATS[facts.kind]))
         held = op.const(val=table, name=f"rotary_{m.wave}")
-        result: Var = op.gather(x=held, indices=facts.positions, axis=0)
+        result: Var = op.gather(x=held, indices=facts.positions)
         rank = facts.positions.rank
         unit = [at for at, axis in enumerate(value.axes) if axis is None and value.table.shape[at + 1] == 1]
         perm = [rank if axis is None else axis for at, axis in enumerate(value.axes) if at not in unit]
@@ -208,7 +200,9 @@ class TabulateWave(Rule[_Facts]):
 
 def _columns_of_mask(function: Function, positions: Var) -> int | None:
     """The last dimension of an input (B, 1, Q, S) that masks the scores of as many queries as there are positions."""
-    queries = shape_of(positions)[-1] if positions.rank else None
+    if not positions.rank:
+        return None
+    queries = shape_of(positions)[-1]
     found: list[int] = []
     for var in function.inputs.values():
         shape = shape_of(var)

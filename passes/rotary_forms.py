@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from itertools import product
 from math import ceil, floor, log, pi
 from typing import Any, TypeAlias
@@ -19,7 +19,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 # neighbour here by no fp16 number: over 4,096 positions the two are 0.005 rad apart.
 BASES = (1e4, 1e6, 5e5, 1e5, 1.5e5, 1e7, 5e6, 1.3e5, 2.5e5, 1.6e5, 8e6, 4e6, 2e6, 5e4, 7.5e7, 1e8, 2e5, 1e9, 1e11, 1e3)
 _CONTEXTS = tuple(2**power for power in range(5, 19))
-_FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0, 40.0, 64.0, 3.0, 2.5, 1.5, 5.0, 6.0, 10.0, 20.0, 128.0, 1.0)
+_FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0, 40.0, 64.0, 3.0, 2.5, 1.5, 5.0, 6.0, 10.0, 20.0, 128.0)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _plain(base: float, count: int) -> Array:
     return exact
 
 
-@lru_cache(maxsize=8)
+@cache
 def scaled_forms(count: int) -> tuple[tuple[Form, ...], Array]:
     """Every scaled form that is tried, of published bases, and its ``count`` frequencies, a row for each."""
     forms = tuple(form for base in BASES for form in _scaled(base))
@@ -146,8 +146,7 @@ def scaled_forms(count: int) -> tuple[tuple[Form, ...], Array]:
 
 def _scaled(base: float) -> Iterator[Form]:
     for factor, context in product(_FACTORS, _CONTEXTS):
-        if factor != 1:
-            yield Yarn(base, factor, context=context)
-            yield Yarn(base, factor, context=context, truncate=False)
-            yield Llama3(base, factor, context=context)
+        yield Yarn(base, factor, context=context)
+        yield Yarn(base, factor, context=context, truncate=False)
+        yield Llama3(base, factor, context=context)
     yield from (Dynamic(base, ratio=float(ratio)) for ratio in range(2, 65))

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
-from milopt.mil import Operation, Var, arguments, constant, flat, is_output, shape_of
+from milopt.mil import Operation, Var, arguments, constant, is_output, shape_of
+from milopt.passes.slots_moves import MOVES, axis_before, kept_by_reshape
 from milopt.reports import require
 
 __all__ = ["Slots", "components", "follow"]
@@ -39,14 +39,6 @@ _BINARY = frozenset(
         "add", "equal", "floor_div", "greater", "greater_equal", "less", "less_equal", "logical_and",
         "logical_or", "logical_xor", "maximum", "minimum", "mod", "mul", "not_equal", "pow", "real_div",
         "select", "sub",
-    }
-)
-# fmt: on
-# fmt: off
-_REDUCTIONS = frozenset(
-    {
-        "reduce_l1_norm", "reduce_l2_norm", "reduce_log_sum", "reduce_log_sum_exp", "reduce_max",
-        "reduce_mean", "reduce_min", "reduce_prod", "reduce_sum", "reduce_sum_square",
     }
 )
 # fmt: on
@@ -159,8 +151,10 @@ class _Walk:
             self.pass_on(var, op, axis)
         elif kind in _BINARY:
             self.elementwise(var, op, axis)
-        elif kind in _REDUCTIONS:
-            self.reduction(var, op, axis)
+        elif (move := MOVES.get(kind)) is not None:
+            at = move(var, op, axis)
+            if at is not None:
+                self.pass_on(var, op, at)
         elif (handler := _HANDLERS.get(kind)) is not None:
             handler(self, var, op, axis)
         else:
@@ -198,14 +192,14 @@ class _Walk:
         if op.op_type in _UNARY:
             self.mask(op.inputs["x"], axis)
         elif op.op_type in ("expand_dims", "squeeze", "transpose"):
-            self.mask(op.x, _axis_before(op, axis))
+            self.mask(op.x, axis_before(op, axis))
         elif op.op_type == "tile" and shape_of(op.x)[axis] == self.slots.size:
             self.mask(op.x, axis)
         elif op.op_type == "concat" and int(constant(op.axis)) % var.rank != axis:
             for _, operand in arguments(op):
                 if operand.rank == var.rank:  # the others say how it is done
                     self.mask(operand, axis)
-        elif op.op_type == "reshape" and (at := _kept_by_reshape(op.outputs[0], op.x, axis)) is not None:
+        elif op.op_type == "reshape" and (at := kept_by_reshape(op.outputs[0], op.x, axis)) is not None:
             self.mask(op.x, at)
         elif op.op_type in _BINARY:
             for _, operand in arguments(op):
@@ -214,13 +208,6 @@ class _Walk:
                     self.mask(operand, at)
         else:
             require(False, "the mask is computed by {}: its columns can't be told apart", op.op_type, at=op)
-
-    def reduction(self, var: Var, op: Operation, axis: int) -> None:
-        axes = _axes(op, var.rank)
-        if axis in axes:
-            return  # a sum over all slots: the order is gone
-        kept = bool(constant(op.keep_dims))
-        self.pass_on(var, op, axis if kept else axis - sum(each < axis for each in axes))
 
     def softmax(self, var: Var, op: Operation, axis: int) -> None:
         if int(constant(op.axis)) % var.rank == axis:
@@ -256,44 +243,6 @@ class _Walk:
         else:
             self.partners.append((op, mask, mask.rank - 1))
 
-    def transpose(self, var: Var, op: Operation, axis: int) -> None:
-        perm = [int(each) % var.rank for each in constant(op.perm)]
-        self.pass_on(var, op, perm.index(axis))
-
-    def expand_dims(self, var: Var, op: Operation, axis: int) -> None:
-        rank = op.outputs[0].rank
-        added = {each % rank for each in flat_ints(constant(op.axes))}
-        self.pass_on(var, op, [at for at in range(rank) if at not in added][axis])
-
-    def squeeze(self, var: Var, op: Operation, axis: int) -> None:
-        gone = _squeezed(op)
-        require(axis not in gone, "there is one slot", at=op)
-        self.pass_on(var, op, axis - sum(each < axis for each in gone))
-
-    def reshape(self, var: Var, op: Operation, axis: int) -> None:
-        at = _kept_by_reshape(var, op.outputs[0], axis)
-        require(at is not None, "reshape mixes the slots with another axis", at=op)
-        assert at is not None
-        self.pass_on(var, op, at)
-
-    def tile(self, var: Var, op: Operation, axis: int) -> None:
-        reps = constant(op.reps)
-        require(reps is not None and int(reps[axis]) == 1, "tile repeats the slots", at=op)
-        self.pass_on(var, op, axis)
-
-    def slicing(self, var: Var, op: Operation, axis: int) -> None:
-        squeezed = flat_bools(constant(op.inputs.get("squeeze_mask")), var.rank)
-        require(not squeezed[axis], "it takes one of the slots", at=op)
-        at = axis - sum(squeezed[:axis])
-        whole = shape_of(op.outputs[0])[at] == shape_of(var)[axis]
-        stride = constant(op.inputs.get("stride"))
-        require(whole and (stride is None or int(stride[axis]) == 1), "it takes some of the slots", at=op)
-        self.pass_on(var, op, at)
-
-    def split(self, var: Var, op: Operation, axis: int) -> None:
-        require(int(constant(op.axis)) % var.rank != axis, "it takes some of the slots", at=op)
-        self.pass_on(var, op, axis)
-
     def concat(self, var: Var, op: Operation, axis: int) -> None:
         """Behind one another along another axis; each must hold the same slots."""
         require(int(constant(op.axis)) % var.rank != axis, "concat puts other columns beside the slots", at=op)
@@ -306,58 +255,10 @@ class _Walk:
         """The shape is the same in every order."""
 
 
-def _kept_by_reshape(before: Var, after: Var, axis: int) -> int | None:
-    """Which axis of ``after`` is ``axis`` of ``before``, where a reshape leaves that axis whole and in its place."""
-    old, new = shape_of(before), shape_of(after)
-    lead = prod(old[:axis])
-    return next((at for at, dim in enumerate(new) if dim == old[axis] and prod(new[:at]) == lead), None)
-
-
-def flat_bools(mask: Any, rank: int) -> list[bool]:
-    return [False] * rank if mask is None else [bool(each) for each in mask]
-
-
-def flat_ints(axes: Any) -> list[int]:
-    return [int(each) for each in (axes.ravel() if hasattr(axes, "ravel") else flat(axes))]
-
-
-def _axes(op: Operation, rank: int) -> set[int]:
-    axes = constant(op.inputs.get("axes"))
-    return set(range(rank)) if axes is None else {each % rank for each in flat_ints(axes)}
-
-
-def _axis_before(op: Operation, axis: int) -> int:
-    """Which axis of the operand of a transpose, expand_dims or squeeze became ``axis``."""
-    rank = op.outputs[0].rank
-    if op.op_type == "transpose":
-        return int(constant(op.perm)[axis]) % rank
-    if op.op_type == "expand_dims":
-        added = {each % rank for each in flat_ints(constant(op.axes))}
-        require(axis not in added, "an added axis meets the slots", at=op)
-        return axis - sum(each < axis for each in added)
-    gone = _squeezed(op)
-    return [at for at in range(op.x.rank) if at not in gone][axis]
-
-
-def _squeezed(op: Operation) -> set[int]:
-    """Which axes of its operand a squeeze takes away."""
-    axes = constant(op.inputs.get("axes"))
-    if axes is None:
-        return {at for at, dim in enumerate(shape_of(op.x)) if dim == 1}
-    return {each % op.x.rank for each in flat_ints(axes)}
-
-
 _HANDLERS: dict[str, Callable[[_Walk, Var, Operation, int], None]] = {
     "softmax": _Walk.softmax,
     "matmul": _Walk.matmul,
     "scaled_dot_product_attention": _Walk.attention,
-    "transpose": _Walk.transpose,
-    "expand_dims": _Walk.expand_dims,
-    "squeeze": _Walk.squeeze,
-    "reshape": _Walk.reshape,
-    "tile": _Walk.tile,
-    "slice_by_index": _Walk.slicing,
-    "split": _Walk.split,
     "concat": _Walk.concat,
     "shape": _Walk.metadata,
 }

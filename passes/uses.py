@@ -22,7 +22,20 @@ from milopt.mil import (
 from milopt.package import Model
 from milopt.reports import require
 
-__all__ = ["CHANNEL_AXES", "Axes", "Layout", "Place", "Weight", "consumers", "find_weights", "layouts_of"]
+__all__ = [
+    "CHANNEL_AXES",
+    "INPUT_AXES",
+    "Axes",
+    "Layout",
+    "Place",
+    "Weight",
+    "axes_at",
+    "consumers",
+    "find_weights",
+    "is_weight",
+    "layouts_of",
+    "require_axis",
+]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
@@ -40,7 +53,7 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """A ``const`` op in a function."""
+    """A ``const`` op in a function, or the ``constexpr_*`` op that makes the weight."""
 
     function: str
     op: Operation
@@ -78,7 +91,12 @@ def find_weights(model: Model) -> list[Weight]:
         for op in filter(_is_float_tensor, operations(function)):
             array: Array = constant(op.outputs[0])
             found.setdefault(weight_key(array), Weight(array)).places.append(Place(name, op))
-    return [each for each in found.values() if any((op.op_type, name) in CHANNEL_AXES for _, name, op in each.users())]
+    return list(filter(is_weight, found.values()))
+
+
+def is_weight(weight: Weight) -> bool:
+    """Whether some op input named in ``CHANNEL_AXES`` holds it."""
+    return any((op.op_type, name) in CHANNEL_AXES for _, name, op in weight.users())
 
 
 def _is_float_tensor(op: Operation) -> bool:
@@ -111,6 +129,35 @@ CHANNEL_AXES: Axes = {
     ("matmul", "y"): lambda op: -2 if _transposed(op, "transpose_y") else -1,
     ("gather", "x"): lambda op: int(constant(op.axis)),
 }
+
+
+def _beside_rows(op: Operation) -> int:
+    """A gather's rows lie along its axis; their blocks along the last other one."""
+    axis, rank = int(constant(op.axis)), len(shape_of(op.x))
+    return -2 if axis % rank == rank - 1 else -1
+
+
+# (op type, input) -> the axis of the weight that holds its input channels; coremltools' choice, as for CHANNEL_AXES
+INPUT_AXES: Axes = {
+    ("linear", "weight"): lambda op: 1,
+    ("conv", "weight"): lambda op: 1,
+    ("conv_transpose", "weight"): lambda op: 0,
+    ("matmul", "x"): lambda op: -3 - CHANNEL_AXES["matmul", "x"](op),
+    ("matmul", "y"): lambda op: -3 - CHANNEL_AXES["matmul", "y"](op),
+    ("gather", "x"): _beside_rows,
+}
+
+
+def axes_at(axis: int) -> Axes:
+    """``axis`` for every use of a weight."""
+    return dict.fromkeys(CHANNEL_AXES, lambda op: axis)
+
+
+def require_axis(weight: Weight, axis: int | None) -> None:
+    """Raise NoMatch where the weight has no such axis; ``None`` stands for those that its uses have."""
+    for place in weight.places:
+        rank = len(shape_of(place.var))
+        require(axis is None or -rank <= axis < rank, "has no axis {}", axis, at=place.op)
 
 
 def layouts_of(weight: Weight, axes: Axes = CHANNEL_AXES) -> dict[Layout, str]:

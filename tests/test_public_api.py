@@ -17,6 +17,7 @@ import milopt
 _PUBLIC = (
     "milopt",
     "milopt.bisecting",
+    "milopt.contracts",
     "milopt.difference",
     "milopt.explaining",
     "milopt.huggingface",

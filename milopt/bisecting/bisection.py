@@ -7,10 +7,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from milopt.bisecting.pieces import is_constant_like
 from milopt.bisecting.trying import Outcome
 from milopt.errors import MiloptError
-from milopt.mil import operations
+from milopt.mil import is_constant_like, operations
 from milopt.package import Model
 from milopt.pipeline import Pass
 from milopt.reporting import verdict_dict
@@ -61,7 +60,7 @@ class Bisection:
     ``rewrite`` is number ``number`` of the ``total`` that the pass makes, or ``None`` where the fault is no rule's.
     ``before`` and ``after`` differ, as ``verdict`` says. Once ``reduced``, ``after`` is what the whole pass makes of
     ``before``, a program as small as possible; else ``before`` is what the pass was given, of ``ops`` ops, and
-    ``after`` has the first ``number`` rewrites.
+    ``after`` has the first ``number`` rewrites. ``functions`` are those that the pass was to change; ``None`` is all.
     """
 
     culprit: Pass
@@ -75,6 +74,7 @@ class Bisection:
     number: int = 0
     total: int = 0
     reduced: bool = False
+    functions: tuple[str, ...] | None = None
 
     def on(self, before: Model, made: Outcome) -> Bisection:
         """The same on a smaller program."""
@@ -97,6 +97,7 @@ class Bisection:
         """All but the programs themselves, for JSON."""
         return {
             "pass": str(self.culprit),
+            "functions": None if self.functions is None else list(self.functions),
             "index": self.index,
             "passes": self.count,
             "rule": None if self.rewrite is None else self.rewrite.rule.name,
@@ -118,8 +119,14 @@ class Bisection:
             run, signature = 'after = milopt.load(here / "after.mlpackage")', ""
         else:
             limit = [] if self.reduced or self.rewrite is None else [f"after.rewrites = Rewrites(limit={self.number})"]
-            imports = [*imports, *(["from milopt.rewrites import Rewrites"] if limit else [])]
-            run = "\n".join(["after = before.clone()", *limit, f"report = {expression}.run(after)"])
+            chosen = self._functions()
+            imports = [
+                *imports,
+                *(["from milopt.restriction import run_on"] if chosen else []),
+                *(["from milopt.rewrites import Rewrites"] if limit else []),
+            ]
+            made = f"run_on({expression}, after, {chosen!r})" if chosen else f"{expression}.run(after)"
+            run = "\n".join(["after = before.clone()", *limit, f"report = {made}"])
             signature = ", signature=report.signature"
         return _SCRIPT.format(
             title=_quotable(self.title),
@@ -130,6 +137,11 @@ class Bisection:
             metric=repr(self.verdict.metric),
             signature=signature,
         )
+
+    def _functions(self) -> list[str]:
+        """Those of ``functions`` that the program still has, where it has others too."""
+        left = [name for name in self.functions or () if name in self.before.functions]
+        return left if len(left) < len(self.before.functions) else []
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write both programs, as packages and as text, and the script. The folder, which is returned, must be new.

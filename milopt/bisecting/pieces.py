@@ -14,6 +14,7 @@ from milopt.mil import (
     add_input,
     arguments,
     dtype_name,
+    is_constant_like,
     is_state,
     is_symbolic,
     remove_if_dead,
@@ -23,9 +24,10 @@ from milopt.mil import (
     shape_of,
     target,
 )
+from milopt.nesting import holder, needs, nested
 from milopt.package import Model
 
-__all__ = ["bypassed", "cut", "function_alone", "is_constant_like", "region", "with_outputs", "with_sizes"]
+__all__ = ["bypassed", "cut", "function_alone", "region", "with_outputs", "with_sizes"]
 
 _SIZED = "milopt_sized"
 
@@ -38,47 +40,19 @@ def function_alone(model: Model, name: str) -> Model:
     return made
 
 
-def is_constant_like(op: Operation) -> bool:
-    """Whether the op is a constant, written out or compressed: it goes with what uses it."""
-    return op.op_type == "const" or op.op_type.startswith("constexpr_")
-
-
 def _ops(function: Function) -> list[Operation]:
     """The ops of the function's own block, constants left out."""
     return [op for op in function.operations if not is_constant_like(op)]
 
 
-def _outer(op: Operation, function: Function) -> Operation:
-    """The op of the function's own block that holds ``op``."""
-    while op.enclosing_block is not function:
-        assert op.enclosing_block.outer_op is not None
-        op = op.enclosing_block.outer_op
-    return op
-
-
-def _inner(op: Operation) -> Iterator[Operation]:
-    yield op
-    for block in op.blocks:
-        for each in block.operations:
-            yield from _inner(each)
-
-
-def _read(op: Operation) -> Iterator[Var]:
-    """What an op, and the ops nested in it, use, with what nested blocks return."""
-    for each in _inner(op):
-        yield from (var for _, var in arguments(each))
-        for block in each.blocks:
-            yield from block.outputs
-
-
 def region(function: Function, names: Iterable[str], radius: int) -> set[str]:
     """The names of the ops within ``radius`` steps of the named ones, along values."""
     wanted = set(names)
-    frontier = {op for op in _ops(function) if any(wanted & _names(each) for each in _inner(op))}
+    frontier = {op for op in _ops(function) if any(wanted & _names(each) for each in nested(op))}
     found = set(frontier)
     for _ in range(radius):
-        near = {_outer(user, function) for op in frontier for var in op.outputs for user in var.child_ops}
-        near |= {_outer(var.op, function) for op in frontier for var in _read(op) if var.op is not None}
+        near = {holder(user, function) for op in frontier for var in op.outputs for user in var.child_ops}
+        near |= {holder(var.op, function) for op in frontier for var in needs(op) if var.op is not None}
         frontier = {op for op in near if not is_constant_like(op)} - found
         found |= frontier
     return {op.name for op in found}
@@ -98,7 +72,7 @@ def cut(model: Model, function: str, names: set[str]) -> Model | None:
     edge = dict.fromkeys(
         var
         for op in kept
-        for var in _read(op)
+        for var in needs(op)
         if var.op is not None
         and var.op.enclosing_block is graph
         and not is_constant_like(var.op)
@@ -116,7 +90,7 @@ def cut(model: Model, function: str, names: set[str]) -> Model | None:
 
 
 def _leaves(var: Var, inside: set[Operation], graph: Function) -> bool:
-    return var in graph.outputs or any(_outer(user, graph) not in inside for user in var.child_ops) or not var.child_ops
+    return var in graph.outputs or any(holder(user, graph) not in inside for user in var.child_ops) or not var.child_ops
 
 
 def _may_be_outside(var: Var, graph: Function) -> bool:

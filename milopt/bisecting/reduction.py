@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from milopt.bisecting.pieces import bypassed, cut, function_alone, is_constant_like, region, with_outputs, with_sizes
+from milopt.bisecting.pieces import bypassed, cut, function_alone, region, with_outputs, with_sizes
+from milopt.mil import is_constant_like
 from milopt.package import Model
 from milopt.package.naming import make_names_unique
 

@@ -26,9 +26,10 @@ def bisect(
     """The first pass whose result is not equal to what it was given, and the single rewrite that makes it so.
 
     Every pass is judged by its own metric; ``None`` where each of them keeps to it. ``model`` is as it was before the
-    pipeline, and stays so. Of a pass made of rules the number of rewrites is halved until one is left: with those
-    before it the programs agree, with it they don't. A pass that is no set of rules is found as a whole. The program is
-    then cut down to a few ops for which the pass is still wrong, unless ``reduce`` is false.
+    pipeline, and stays so. With ``functions`` the passes run on these alone. Of a pass made of rules the number of
+    rewrites is halved until one is left: with those before it the programs agree, with it they don't. A pass that is no
+    set of rules is found as a whole. The program is then cut down to a few ops for which the pass is still wrong,
+    unless ``reduce`` is false.
     """
     chosen = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
     passes = chosen.passes if isinstance(chosen, Pipeline) else (chosen,)
@@ -56,7 +57,17 @@ class _Search:
         rewrite = wrong.rewrites.made[number - 1] if number else None
         ops = op_count(self.before)
         found = Bisection(
-            self.each, self.index, self.count, self.before, wrong.after, wrong.verdict, ops, rewrite, number, total
+            self.each,
+            self.index,
+            self.count,
+            self.before,
+            wrong.after,
+            wrong.verdict,
+            ops,
+            rewrite,
+            number,
+            total,
+            functions=None if self.functions is None else tuple(self.functions),
         )
         return self._reduced(found, previous) if reduce else found
 
@@ -87,7 +98,7 @@ class _Search:
         numbers = _in_numbers(found.verdict)
 
         def wrong(model: Model) -> Outcome | None:
-            made = attempt(self.each, model)
+            made = attempt(self.each, model, functions=self.functions)
             if made is None or made.verdict is None or made.verdict or _in_numbers(made.verdict) is not numbers:
                 return None
             return made if rule is None or rule in {each.rule.name for each in made.rewrites.made} else None

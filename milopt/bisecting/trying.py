@@ -56,9 +56,15 @@ def outcome(
     return Outcome(after, report, rewrites, judge, verdict)
 
 
-def attempt(each: Pass, before: Model, *, metric: Metric | None = None) -> Outcome | None:
-    """The same of a program cut to pieces; ``None`` where such a piece can't be run or rewritten."""
+def attempt(each: Pass, before: Model, *, functions: Sequence[str] | None = None) -> Outcome | None:
+    """The same of a program cut to pieces; ``None`` where such a piece can't be run or rewritten.
+
+    Of ``functions`` those that are left are meant.
+    """
+    left = None if functions is None else [name for name in functions if name in before.functions]
+    if left == []:
+        return None
     try:
-        return outcome(each, before, metric=metric)
+        return outcome(each, before, functions=left)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, EvaluationError):
         return None  # a pass may rely on what was cut away; the piece then shows nothing, and another is tried

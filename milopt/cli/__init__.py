@@ -1,8 +1,8 @@
 """The command line: ``milopt convert``, ``optimize``, ``verify``, ``run``, ``inspect``, ``diff``, ``explain``,
-``passes``, ``generate`` and ``demo``.
+``passes``, ``generate``, ``check-contract`` and ``demo``.
 
-Exit status: 0 when all is well, 1 when a verification failed, an overflow was found or packages differ, 2 for bad
-input, 130 after Ctrl-C, 70 for a fault of milopt itself.
+Exit status: 0 when all is well, 1 when a verification failed, an overflow was found, packages differ or a contract is
+broken, 2 for bad input, 130 after Ctrl-C, 70 for a fault of milopt itself.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import milopt
+from milopt.cli.check_contract import check_contract
 from milopt.cli.convert import convert
 from milopt.cli.demo import demo
 from milopt.cli.diff import diff
@@ -22,7 +23,20 @@ from milopt.cli.verify import verify
 
 __all__ = ["command"]
 
-_COMMANDS = (convert, optimize, verify, run, inspect, diff, explain, lint_numerics, passes, generate, demo)
+_COMMANDS = (
+    convert,
+    optimize,
+    verify,
+    run,
+    inspect,
+    diff,
+    explain,
+    lint_numerics,
+    passes,
+    generate,
+    check_contract,
+    demo,
+)
 
 
 def _version(wanted: bool) -> None:

@@ -23,7 +23,7 @@ from milopt.cli.options import (
 if TYPE_CHECKING:
     from milopt.pipeline import Pipeline
 
-__all__ = ["Logits", "Precision", "Route", "convert"]
+__all__ = ["Logits", "Precision", "Route", "Shapes", "convert"]
 
 
 class Precision(str, Enum):
@@ -43,6 +43,13 @@ class Route(str, Enum):
 
     trace = "trace"
     export = "export"
+
+
+class Shapes(str, Enum):
+    """One function for each number of tokens fed at once, or one of ranged shapes for any number."""
+
+    fixed = "fixed"
+    ranged = "ranged"
 
 
 class Logits(str, Enum):
@@ -77,9 +84,12 @@ def convert(
         typer.Option(
             metavar="LIST",
             help="Tokens fed at once, 1,64 by default (an encoder: the context); every number becomes a function. "
-            "'flexible': one function for any number.",
+            "'flexible': the same as --shapes ranged.",
         ),
     ] = None,
+    shapes: Annotated[
+        Shapes, typer.Option(help="A function for each number of tokens fed at once, or one of ranges for any number.")
+    ] = Shapes.fixed,
     batch_size: Annotated[
         int | None, typer.Option(min=2, help="The prefill block: the same as --query-lengths 1,N.")
     ] = None,
@@ -91,6 +101,9 @@ def convert(
     ] = None,
     passes: Passes = None,
     attention: AttentionOption = None,
+    pickles: Annotated[
+        bool, typer.Option("--pickles", help="Read PyTorch's .bin weights, if they hold nothing but tensors.")
+    ] = False,
     no_passes: Annotated[
         bool, typer.Option("--no-passes", help="Only convert: past and present as inputs/outputs.")
     ] = False,
@@ -110,11 +123,13 @@ def convert(
 
     * milopt convert model.gguf -o model.mlpackage --precision lut4 --batch-size 128
 
+    * milopt convert DIR/ -o apple.mlpackage --shapes ranged --passes 'canonicalize,fp16-safe-norm,fuse-sdpa,contract'
+
     * milopt convert all-MiniLM-L6-v2/ -o minilm.mlpackage --max-seq-len 128 --precision float16
     """
     del debug
     check_output(destination, force=force)
-    lengths = _lengths(query_lengths, batch_size)
+    lengths = _lengths(query_lengths, batch_size, shapes)
     pipeline = _pipeline(passes, no_passes, precision)
     if attention is not None:
         from milopt.passes.attention_policy import with_attention
@@ -133,14 +148,19 @@ def convert(
             batch=sequences,
             route=route.value,
             logits=logits.value,
+            pickles=pickles,
             progress=tell,
         )
     optimize_and_save(model, pipeline, destination, verify=verify, force=force, verbose=verbose)
 
 
-def _lengths(text: str | None, block: int | None) -> tuple[int, ...] | Literal["flexible"] | None:
+def _lengths(text: str | None, block: int | None, shapes: Shapes) -> tuple[int, ...] | Literal["flexible"] | None:
     from milopt.errors import MiloptError
 
+    if shapes is Shapes.ranged:
+        if block is not None or text not in (None, "flexible"):
+            raise MiloptError("--shapes ranged takes any number of tokens: leave out --query-lengths and --batch-size")
+        return "flexible"
     if block is not None:
         if text is not None:
             raise MiloptError("--query-lengths and --batch-size exclude each other")

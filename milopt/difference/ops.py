@@ -11,6 +11,7 @@ from milopt.difference.aligning import align
 from milopt.difference.facts import quoted
 from milopt.difference.graph import Constant, Graph, Node, Value
 from milopt.difference.result import Change
+from milopt.mil import is_constexpr
 
 __all__ = ["Compared", "compare_graphs", "compression", "op_counts"]
 
@@ -176,7 +177,7 @@ def compression(function: str, graph: Graph) -> dict[str, str]:
     """How many weights are compressed by which op, with which type of data."""
     counts: Counter[str] = Counter()
     for node in graph.all_nodes():
-        if node.type.startswith("constexpr_"):
+        if is_constexpr(node.type):
             data = sorted({each.text.split("[")[0] for label, each in _constants(node) if label in _DATA})
             counts[f"{function}: {' '.join([node.type, *data])}"] += 1
     return {kind: str(count) for kind, count in counts.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, cast
 
 from milopt.engine.order import Order
@@ -10,9 +10,10 @@ from milopt.engine.sameness import is_weight
 from milopt.engine.uses import staying
 from milopt.matching import Match
 from milopt.mil import Block, Operation, Var, arguments
+from milopt.nesting import holder, needs
 from milopt.reports import NoMatch, require
 
-__all__ = ["Placement", "needs"]
+__all__ = ["Placement"]
 
 
 class Placement:
@@ -35,7 +36,7 @@ class Placement:
             return match.root
         block = match.root.enclosing_block
         order, going = self.order(block), set(match.ops) - staying(match.roots, match.ops)
-        users = (_within(user, block) for var in match.replaced for user in var.child_ops if user not in going)
+        users = (holder(user, block) for var in match.replaced for user in var.child_ops if user not in going)
         last = max(match.roots, key=order.__getitem__)
         return min([last, *users], key=order.__getitem__)
 
@@ -79,24 +80,3 @@ class Placement:
         ops.remove(op)
         ops.insert_op_before(op, anchor)
         self.order(op.enclosing_block).forget(op)
-
-
-def needs(op: Operation) -> Iterator[Var]:
-    """What ``op`` and the blocks in it use that is not made there."""
-    for _, var in arguments(op):
-        yield var
-    for block in op.blocks:
-        inner = list(block.operations)
-        made = set(inner)
-        for each in inner:
-            yield from (var for var in needs(each) if var.op not in made)
-        yield from (var for var in block.outputs if var.op is not None and var.op not in made)
-
-
-def _within(op: Operation, block: Block) -> Operation:
-    """The op of ``block`` that is ``op``, or holds it in a nested block."""
-    while op.enclosing_block is not block:
-        outer = op.enclosing_block.outer_op
-        assert outer is not None, f"{op.name} uses a value of a block it is not in"
-        op = outer
-    return op

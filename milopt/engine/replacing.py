@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from milopt.building import Builder
-from milopt.engine.placement import Placement, needs
+from milopt.engine.placement import Placement
 from milopt.errors import PassError
 from milopt.matching import Match
 from milopt.mil import (
@@ -23,6 +23,7 @@ from milopt.mil import (
     replace_uses,
     shape_of,
 )
+from milopt.nesting import needs
 from milopt.reports import place_of, require
 
 __all__ = ["Changed", "Replacement", "checked"]

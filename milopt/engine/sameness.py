@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from milopt.mil import ListVar, Var, arguments, constant, dtype_name, is_constant, shape_of, weight_key
+from milopt.mil import ListVar, Var, arguments, constant, dtype_name, is_compressed, is_constant, shape_of, weight_key
 
 __all__ = ["is_weight", "same_numbers", "same_var"]
 
@@ -18,11 +18,9 @@ _FIRST = 4096
 
 def is_weight(var: Var) -> bool:
     """Whether the value is a constant, or what ``constexpr_`` ops alone make of constants."""
-    if var.op is None:
-        return False
-    if var.op.op_type == "const":
-        return True
-    return var.op.op_type.startswith("constexpr_") and all(is_weight(each) for _, each in arguments(var.op))
+    if var.op is None or is_constant(var):
+        return var.op is not None
+    return is_compressed(var) and all(is_weight(each) for _, each in arguments(var.op))
 
 
 def same_var(one: Var, other: Var) -> bool:
@@ -33,7 +31,7 @@ def same_var(one: Var, other: Var) -> bool:
         return False
     if is_constant(one):
         return _same_constant(one, other)
-    if not one.op.op_type.startswith("constexpr_") or one.op_output_idx != other.op_output_idx:
+    if not is_compressed(one) or one.op_output_idx != other.op_output_idx:
         return False
     inputs, others = dict(arguments(one.op)), dict(arguments(other.op))
     return inputs.keys() == others.keys() and all(

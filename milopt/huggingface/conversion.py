@@ -38,6 +38,7 @@ class _Options:
     batch: int
     route: Route
     logits: Logits
+    pickles: bool = False
 
 
 def convert(
@@ -50,6 +51,7 @@ def convert(
     route: Route = "trace",
     logits: Logits = "all",
     tokenizer: Any | None = None,
+    pickles: bool = False,
     progress: Progress | None = None,
 ) -> Model:
     """A transformers model, a directory or a ``.gguf`` file -> a :class:`~milopt.package.Model` for iOS 18.
@@ -63,7 +65,7 @@ def convert(
     is theirs; where all do, ``causal_mask`` is. The metadata ``milopt.sliding_window`` is the window's size.
 
     ``query_lengths="flexible"`` makes one function of any ``Q`` and any past of 1 slot or more, up to ``context``
-    columns in all. (Core ML's Neural Engine wants fixed shapes, and so does ``kv-to-state``.)
+    columns in all. (Core ML's Neural Engine wants fixed shapes.)
 
     An encoder of text takes ``input_ids`` and ``attention_mask`` int32 (B, S), and returns ``last_hidden_state`` and
     ``pooler_output``, or ``logits``, as the model does; ``S`` is ``context``, or every one of ``query_lengths``. An
@@ -73,6 +75,10 @@ def convert(
     :class:`~milopt.huggingface.tokenizer.Tokenizer` reads. Nothing is downloaded, and a model given in memory is as
     before afterwards. In ``float16`` the program still needs milopt's ``fp16-safe-norm``. ``progress`` is told every
     step.
+
+    A directory holds safetensors, or, if ``pickles`` allows that, PyTorch's ``.bin`` files with nothing but tensors.
+    Weights that GPTQ, AWQ, compressed-tensors, fp8 in blocks or bitsandbytes quantized, and those of a GGUF, become
+    the floats that they stand for. A checkpoint's large matrices are not loaded into memory.
 
     :class:`~milopt.huggingface.errors.ConversionError` when the model is absent, damaged or unsupported, or the
     options don't fit it; its :class:`~milopt.huggingface.errors.SelfCheckError` when the trace, the program, or the
@@ -84,7 +90,7 @@ def convert(
         raise ConversionError(f"unknown logits {logits!r}: all or last")
     if batch < 1:
         raise ConversionError(f"the batch holds at least one sequence, not {batch}")
-    options = _Options(context, query_lengths, dtype, batch, route, logits)
+    options = _Options(context, query_lengths, dtype, batch, route, logits, pickles)
     return _convert(model_or_dir, options, tokenizer, progress)
 
 
@@ -102,10 +108,18 @@ def baseline(
 
 
 def _convert(model_or_dir: ModelSource, options: _Options, tokenizer: Any | None, progress: Progress | None) -> Model:
+    from milopt.huggingface.attaching import Attached
+
     tell = progress or _say_nothing
-    source = open_source(model_or_dir, context=options.context, tokenizer=tokenizer, progress=progress)
+    source = open_source(
+        model_or_dir,
+        context=options.context,
+        tokenizer=tokenizer,
+        pickles=options.pickles,
+        progress=progress,
+    )
     names = _functions(source.kind, options)
-    model = in_float32(source.model)
+    model, attached = in_float32(source.model), Attached()
     functions: dict[str, Model] = {}
     interfaces: dict[str, Any] = {}
     for length, name in names.items():
@@ -119,7 +133,7 @@ def _convert(model_or_dir: ModelSource, options: _Options, tokenizer: Any | None
             logits=options.logits,
         )
         tell(f"convert {name} (the trace differs from the model by {traced.difference:.1g} of the largest value)")
-        functions[name], interfaces[name] = lower(traced, options.precision), traced.interface
+        functions[name], interfaces[name] = lower(traced, options.precision, attached), traced.interface
         del traced
     tell("share the weights")
     merged = _merged(functions)

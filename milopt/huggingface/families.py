@@ -17,6 +17,8 @@ Kind: TypeAlias = Literal["decoder", "text-encoder", "image-encoder"]
 _STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn", "proportional"})
 # These choose frequencies by the length seen: up to the length of the original training they are fixed.
 _GROWING_ROPE = frozenset({"dynamic", "longrope"})
+# These add biases to the scores that follow from a mask of their own form. Others may, as their config says.
+_ALIBI = frozenset({"bloom"})
 _LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 
@@ -64,7 +66,14 @@ def masks_of(architecture: str, config: Any) -> Masks:
 
 
 def require_convertible(config: Any, context: int) -> None:
-    """ConversionError where ``context`` columns are too many for the positions that the model was made for."""
+    """ConversionError where ``context`` columns are too many for the positions that the model was made for, or their
+    order is part of the scores.
+    """
+    if config.model_type in _ALIBI or getattr(config, "alibi", False) is True:
+        raise ConversionError(
+            f"models of type {config.model_type!r} add ALiBi to the scores, by the order of the cache's columns; "
+            "milopt's caches leave it open"
+        )
     longest: int | None = getattr(config, "max_position_embeddings", None)
     if longest is not None and context > longest:
         raise ConversionError(f"context {context} is more than the {longest} positions this model was made for")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import coremltools as ct
 import numpy as np
 
-from milopt import package
 from milopt.errors import MiloptError
 from milopt.huggingface.errors import ConversionError
 from milopt.huggingface.features import Shape, Signature, Sizes
@@ -17,6 +17,11 @@ from milopt.huggingface.repairs import coremltools_repaired
 from milopt.huggingface.tracing import Traced
 from milopt.mil import Block, Operation, arguments
 from milopt.package import Model
+from milopt.package.loading import load_with
+
+if TYPE_CHECKING:
+    from milopt.huggingface.attaching import Attached
+    from milopt.huggingface.standins import View
 
 __all__ = ["Precision", "lower"]
 
@@ -26,7 +31,7 @@ Precision: TypeAlias = Literal["float16", "default-float16", "float32"]
 _NOT_WANTED = {"common::guard_negative_gather_indices", "common::add_int16_cast"}
 
 
-def lower(traced: Traced, precision: Precision = "float16") -> Model:
+def lower(traced: Traced, precision: Precision = "float16", attached: Attached | None = None) -> Model:
     """Convert ``traced`` for iOS 18 into a model with one function, ``main``.
 
     ``float16``: fp16 throughout, inputs and outputs included, except that the angles of rotary positions stay fp32 (in
@@ -34,12 +39,30 @@ def lower(traced: Traced, precision: Precision = "float16") -> Model:
     want ``fp16-safe-norm``. ``default-float16``: what coremltools does by itself, with the same inputs and outputs.
     ``float32``: nothing is rounded.
 
+    Weights for which there are stand-ins are attached when all else is done. ``attached`` are those that another
+    function of the model has got; the same weights become the same arrays.
+
     On the way, when nothing is rounded yet, the program runs in milopt's interpreter on the samples of the trace:
     :class:`~milopt.huggingface.errors.SelfCheckError` when it differs, with the module in which that begins.
     :class:`~milopt.huggingface.errors.ConversionError` names the op and the module that can't be converted.
     """
     if precision not in ("float16", "default-float16", "float32"):
         raise ConversionError(f"unknown precision {precision!r}: float16, default-float16 or float32")
+    from milopt.huggingface.attaching import Attached, Unattached
+    from milopt.huggingface.standins import realize
+
+    try:
+        return _lowered(traced, precision, attached or Attached())
+    except Unattached:
+        # something was computed from a stand-in: the same again with the weights in memory
+        realize(traced.wrapper)
+        realize(traced.module)
+        return _lowered(traced, precision, None)
+
+
+def _lowered(traced: Traced, precision: Precision, attached: Attached | None) -> Model:
+    """``attached=None`` where there are no stand-ins."""
+    from milopt.huggingface.attaching import Unattached
     from milopt.huggingface.observing import observed
 
     floats = np.float32 if precision == "float32" else np.float16
@@ -48,7 +71,12 @@ def lower(traced: Traced, precision: Precision = "float16") -> Model:
         pipeline.remove_passes(_NOT_WANTED)
     signature, sizes = traced.interface, dict[str, Any]()
     # By itself coremltools keeps its package until the process ends; loaded weights outlive their file.
-    with coremltools_repaired(), TemporaryDirectory(prefix="milopt-") as folder, observed(traced, pipeline):
+    with (
+        coremltools_repaired(),
+        TemporaryDirectory(prefix="milopt-") as folder,
+        observed(traced, pipeline, stand_ins=attached is not None),
+        _standing_in(attached is not None) as views,
+    ):
         try:
             converted = ct.convert(
                 traced.module,
@@ -64,7 +92,7 @@ def lower(traced: Traced, precision: Precision = "float16") -> Model:
                 skip_model_load=True,
                 package_dir=f"{folder}/main.mlpackage",
             )
-        except MiloptError:
+        except (MiloptError, Unattached):
             raise
         except Exception as problem:  # coremltools raises what its converters happen to meet
             reason = next(iter(str(problem).strip().splitlines()), "")
@@ -72,7 +100,13 @@ def lower(traced: Traced, precision: Precision = "float16") -> Model:
                 f"coremltools can't convert {type(traced.wrapper.model).__name__}: {type(problem).__name__}: {reason}"
             ) from problem
         _describe(converted, signature)
-        return package.load(converted)
+        return load_with(converted, attached.attach(views) if attached is not None else {})
+
+
+def _standing_in(stand_ins: bool) -> AbstractContextManager[dict[int, View]]:
+    from milopt.huggingface.attaching import standing_in
+
+    return standing_in() if stand_ins else nullcontext({})
 
 
 def _sized(shape: Shape, sizes: dict[str, Any]) -> Any:

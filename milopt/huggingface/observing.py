@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from milopt.huggingface.attaching import require_attributable
 from milopt.huggingface.nodewise import first_parting_node
 from milopt.huggingface.recording import Calls, called_path, first_parting
 from milopt.huggingface.selfcheck import named, parts, require_same
+from milopt.huggingface.standins import real_weights
 from milopt.interpreter import Step, compile
 from milopt.mil import Program, operations
 
@@ -30,17 +32,21 @@ _ROUNDING = "common::add_fp16_cast"
 
 
 @contextmanager
-def observed(traced: Traced, pipeline: Any) -> Generator[None]:
+def observed(traced: Traced, pipeline: Any, *, stand_ins: bool = False) -> Generator[None]:
     """Put the check into ``pipeline``, a coremltools one, for the length of a conversion.
 
-    coremltools keeps its passes in a registry for the whole process, which does not know this one otherwise.
+    coremltools keeps its passes in a registry for the whole process, which does not know this one otherwise. Where
+    there are ``stand_ins`` for weights, nothing may have been computed from them.
     """
     registry = importlib.import_module("coremltools.converters.mil.mil.passes.pass_registry").PASS_REGISTRY
     graph_pass = importlib.import_module("coremltools.converters.mil.mil.passes.graph_pass").AbstractGraphPass
 
     class Observe(graph_pass):  # type: ignore[misc, valid-type]
         def apply(self, prog: Program) -> None:
-            _require_same(traced, prog)
+            if stand_ins:
+                require_attributable(prog)
+            with real_weights():
+                _require_same(traced, prog)
 
     place = pipeline.passes.index(_ROUNDING) if _ROUNDING in pipeline.passes else len(pipeline.passes)
     registry.passes[_PASS] = Observe

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from milopt.huggingface.features import Signature
 from milopt.huggingface.interface import Interface
 from milopt.huggingface.quiet import tracing_quietly
 from milopt.huggingface.samples import image_sample, text_sample
+from milopt.huggingface.standins import real_weights
 from milopt.huggingface.tracing import as_captured, evaluating
 from milopt.interpreter import compile
 from milopt.mil import dtype_name
@@ -56,7 +58,7 @@ def check_program(
     """
     first = next(iter(interfaces.values()))
     rounded = _floats(model) == "fp16"
-    with torch.no_grad(), tracing_quietly(), evaluating(source), as_captured(source):
+    with torch.no_grad(), tracing_quietly(), evaluating(source), as_captured(source), real_weights():
         if isinstance(first, Interface):
             _check_decoder(model, first, source, tokenizer, rounded, tell)
             return
@@ -76,7 +78,7 @@ def _check_decoder(
     if tokenizer is not None:
         ids = [each for each in tokenizer(_TEXT)["input_ids"] if each < vocabulary][:count]
         prompts |= {"text": torch.tensor(ids)} if len(ids) > first else {}
-    asked: tuple[str, list[int], npt.NDArray[Any]] = "", [], np.zeros(0)
+    asked: tuple[str, list[int], npt.NDArray[Any]] = "", [], np.zeros((0, 1))
     bound = _RELATIVE["fp16" if rounded else "fp32"]
     for what, prompt in prompts.items():
         with rounded_weights(source, rounded):
@@ -85,7 +87,10 @@ def _check_decoder(
         got = _fed(session, _portions(session, len(tokens)), tokens)
         _agree(f"the program on {what}", "the unmodified model", wanted, got, bound)
         other = _fed(session, _other_portions(session, len(tokens), first), tokens)
-        _agree(f"the program on {what}, fed in other portions,", "what it computes otherwise", got, other, _PORTIONS)
+        both = _Fed(other.logits, other.known & got.known)
+        _agree(
+            f"the program on {what}, fed in other portions,", "what it computes otherwise", got.logits, both, _PORTIONS
+        )
         asked = what, tokens, wanted
     what, tokens, wanted = asked
     declared = Session(model, keep_weights=False)
@@ -126,21 +131,31 @@ def _steps(session: Session, count: int) -> list[int]:
     return steps
 
 
-def _fed(session: Session, portions: Sequence[int], tokens: list[int]) -> npt.NDArray[np.float32]:
-    """Logits of every token that ``session`` gives any for; rows of others are NaN."""
+@dataclass(frozen=True)
+class _Fed:
+    """Logits of every token, and of which tokens the program gives any."""
+
+    logits: npt.NDArray[np.float64]
+    known: npt.NDArray[np.bool_]
+
+
+def _fed(session: Session, portions: Sequence[int], tokens: list[int]) -> _Fed:
+    """What ``session`` answers to ``tokens`` in these portions."""
     session.reset()
     rows: list[npt.NDArray[np.float32]] = []
+    known: list[bool] = []
     done = 0
     for portion in portions:
         last = session.plans.only_last
         got = session.feed(tokens[done : done + portion], last_only=last)
-        missing = np.full((portion - len(got), got.shape[-1]), np.nan, np.float32)
-        rows.append(np.concatenate((missing, got)))
+        missing = portion - len(got)
+        rows.append(np.concatenate((np.zeros((missing, got.shape[-1]), np.float32), got)))
+        known += [False] * missing + [True] * len(got)
         done += portion
-    return np.concatenate(rows)
+    return _Fed(np.concatenate(rows).astype(np.float64), np.array(known))
 
 
-def _agree(what: str, whom: str, wanted: npt.NDArray[Any], got: npt.NDArray[Any], bound: float) -> None:
+def _agree(what: str, whom: str, wanted: npt.NDArray[Any], got: _Fed, bound: float) -> None:
     off, token = _difference(wanted, got)
     if not off <= bound:
         raise SelfCheckError(
@@ -150,17 +165,19 @@ def _agree(what: str, whom: str, wanted: npt.NDArray[Any], got: npt.NDArray[Any]
         )
 
 
-def _difference(wanted: npt.NDArray[Any], got: npt.NDArray[Any]) -> tuple[float, int]:
-    """The largest difference, as a share of the largest wanted, among the rows that both have, and its row."""
-    length = min(len(wanted), len(got))
-    wanted, got = wanted[:length].astype(np.float64), got[:length].astype(np.float64)
-    rows = [row for row in range(length) if not np.isnan(wanted[row]).all() and not np.isnan(got[row]).all()]
-    if not rows:
+def _difference(wanted: npt.NDArray[Any], got: _Fed) -> tuple[float, int]:
+    """The largest difference, as a share of the largest wanted, among the rows that are known, and its row.
+
+    NaN differs from everything: infinity.
+    """
+    length = min(len(wanted), len(got.logits))
+    rows = np.flatnonzero(got.known[:length])
+    if not rows.size:
         raise EvaluationError("no row of logits can be compared")
-    off = np.abs(wanted[rows] - got[rows]).max(-1) / np.abs(wanted[rows]).max()
+    off = np.abs(wanted[rows] - got.logits[rows]).max(-1) / np.abs(wanted[rows]).max()
     off = np.where(np.isnan(off), np.inf, off)
     worst = int(off.argmax())
-    return float(off[worst]), rows[worst]
+    return float(off[worst]), int(rows[worst])
 
 
 def _check_encoder(model: Model, name: str, interface: Signature, source: Any, rounded: bool, tell: Tell) -> None:
@@ -179,7 +196,7 @@ def _check_encoder(model: Model, name: str, interface: Signature, source: Any, r
     for precision in precisions:
         got = compile(model, name, precision=precision, keep_weights=False).run(feeds)
         worst = max(
-            _difference(value.flatten(1).numpy(), got[key].flatten(1).numpy())[0]
+            _difference(value.flatten(1).double().numpy(), _whole(got[key].flatten(1)))[0]
             for key, value in sample.wanted.items()
         )
         if precision == "declared":
@@ -190,6 +207,10 @@ def _check_encoder(model: Model, name: str, interface: Signature, source: Any, r
                 f"value (at most {bound:g} is rounding); the program is not to be trusted",
                 worst,
             )
+
+
+def _whole(values: torch.Tensor) -> _Fed:
+    return _Fed(values.double().numpy(), np.ones(len(values), np.bool_))
 
 
 def _floats(model: Model) -> str:

@@ -1,4 +1,4 @@
-"""Where a model comes from: a model in memory, a directory of safetensors, or a GGUF file. Nothing is downloaded."""
+"""Where a model comes from: a model in memory, a directory of weights, or a GGUF file. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, TypeAlias, cast
 from milopt.huggingface.errors import ConversionError
 from milopt.huggingface.extras import extra
 from milopt.huggingface.families import Kind, kind_of, masks_of, require_convertible
+from milopt.huggingface.ggufs import amend, read_gguf
 from milopt.huggingface.quiet import gguf_read_once, transformers_quiet
 
 __all__ = ["ModelSource", "Progress", "Source", "open_source"]
@@ -38,12 +39,19 @@ class Source:
 
 
 def open_source(
-    model_or_dir: ModelSource, *, context: int, tokenizer: Any | None = None, progress: Progress | None = None
+    model_or_dir: ModelSource,
+    *,
+    context: int,
+    tokenizer: Any | None = None,
+    pickles: bool = False,
+    progress: Progress | None = None,
 ) -> Source:
     """Load what ``model_or_dir`` names, after checking that milopt can convert it for ``context`` columns.
 
     A path is a directory with ``config.json`` and safetensors, a directory with one ``.gguf``, or a ``.gguf`` file; or
     the name of a model, as ``org/name``, that was downloaded into Hugging Face's cache before.
+    ``pickles`` allows PyTorch's ``.bin`` files that hold nothing but tensors. The large matrices of a checkpoint stay
+    in their files, see :mod:`milopt.huggingface.standins`: torch computes with them within ``real_weights``.
     A given ``tokenizer`` is used instead of the directory's. :class:`ConversionError` when something is missing,
     damaged or unsupported; a checkpoint that does not fill the model, or holds more than it, counts as damaged.
     """
@@ -60,7 +68,7 @@ def open_source(
         extra("gguf", error=ConversionError)
         with gguf_read_once():
             return _from_gguf(gguf, context, tokenizer)
-    return _from_safetensors(path, context, tokenizer)
+    return _from_checkpoint(path, context, tokenizer, pickles, progress or _say_nothing)
 
 
 def _cached(name: str) -> Path:
@@ -111,43 +119,78 @@ def _gguf_file(path: Path) -> Path | None:
 
 
 def _from_gguf(file: Path, context: int, tokenizer: Any | None) -> Source:
-    extra("accelerate", error=ConversionError)
-    architecture = _gguf_architecture(file)
-    if architecture != "llama":
-        raise ConversionError(f"{file}: its architecture is {architecture!r}; only 'llama' is supported so far")
+    from milopt.huggingface.checkpoints import build
+    from milopt.huggingface.gguf_tensors import gguf_tensors
+
+    gguf = read_gguf(file)
     options = {"gguf_file": file.name}
     config = _load("AutoConfig", file.parent, options)
-    _supported(config, "LlamaForCausalLM", context)
-    model = _load_model("AutoModelForCausalLM", file.parent, {**options, "config": config})
-    tokenizer = tokenizer or _load("AutoTokenizer", file.parent, options)
+    names: dict[str, str] = extra("transformers.models.auto.modeling_auto").MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if config.model_type not in names:
+        raise gguf.refused(f"its architecture is {gguf.architecture!r}, which transformers has no language model for")
+    amend(config, gguf)
+    kind = _supported(config, names[config.model_type], context)
+    # what is loaded are floats
+    _quantization(config)
+    with transformers_quiet():
+        tensors = gguf_tensors(gguf, config, _class_name(config, kind, ""))
+    model = build(tensors, lambda state: _load_state(config, kind, "", file, state))
+    if tokenizer is None and gguf.has_tokenizer:
+        tokenizer = _load("AutoTokenizer", file.parent, options)
     return Source(model, tokenizer, file.stem, type(model).__name__)
 
 
-def _gguf_architecture(file: Path) -> str:
-    gguf = extra("gguf", error=ConversionError)
-    try:
-        # named as transformers names it, so that both share one reader
-        return str(gguf.GGUFReader(str(file)).fields["general.architecture"].contents())
-    except Exception as problem:  # GGUFReader meets a damaged file with whatever numpy or struct raise
-        raise ConversionError(f"{file}: not a readable GGUF file: {_first_line(problem)}") from problem
+def _from_checkpoint(directory: Path, context: int, tokenizer: Any | None, pickles: bool, tell: Progress) -> Source:
+    from milopt.huggingface.checkpoints import build, has_pickles, has_safetensors, read
 
-
-def _from_safetensors(directory: Path, context: int, tokenizer: Any | None) -> Source:
     config = _load("AutoConfig", directory, {})
     named = (getattr(config, "architectures", None) or [config.model_type])[0]
     kind = _supported(config, named, context)
-    if getattr(config, "quantization_config", None) is not None:
+    if not has_safetensors(directory) and not (pickles and has_pickles(directory)):
         raise ConversionError(
-            f"{directory}: a quantized checkpoint; only float safetensors and GGUF are supported so far"
+            f"{directory}: holds no .safetensors (pickled .bin weights can run code; those with nothing but tensors in "
+            "them are read with --pickles)"
         )
-    if not any(directory.glob("*.safetensors")):
-        raise ConversionError(
-            f"{directory}: holds no .safetensors (pickled .bin weights are not read: they can run code)"
-        )
-    model = _load_model("AutoModelForCausalLM" if kind == "decoder" else named, directory, {"use_safetensors": True})
+    quantization = _quantization(config)
+    if quantization is not None:
+        tell(f"decode the weights, which {quantization.get('quant_method')} quantized")
+        if loss := _activations(quantization):
+            tell(loss)
+    tensors = read(directory, quantization, pickles=pickles)
+    model = build(tensors, lambda state: _load_state(config, kind, named, directory, state))
+    if (directory / "generation_config.json").is_file() and kind == "decoder":
+        model.generation_config = _load("GenerationConfig", directory, {})
     if tokenizer is None and kind != "image-encoder" and any((directory / name).is_file() for name in _TOKENIZER_FILES):
         tokenizer = _load("AutoTokenizer", directory, {})
     return Source(model, tokenizer, _name(directory), type(model).__name__, kind)
+
+
+def _quantization(config: Any) -> dict[str, Any] | None:
+    """How a checkpoint is quantized, taken out of the config: what is loaded are floats."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return None
+    del config.quantization_config
+    return cast("dict[str, Any]", settings if isinstance(settings, dict) else settings.to_dict())
+
+
+def _activations(settings: dict[str, Any]) -> str | None:
+    """What is lost of a quantization that rounds activations too."""
+    groups: dict[str, Any] = settings.get("config_groups") or {}
+    if settings.get("activation_scheme") or any(each.get("input_activations") for each in groups.values()):
+        return "activations, which the checkpoint's makers rounded too, stay as they are"
+    return None
+
+
+def _load_state(config: Any, kind: Kind, named: str, place: Path, state: dict[str, Any]) -> Any:
+    """The float32 model of that config with these tensors."""
+    return _load_model(_class_name(config, kind, named), place, {"config": config, "state_dict": state})
+
+
+def _class_name(config: Any, kind: Kind, named: str) -> str:
+    """transformers' language model of that config, or what the checkpoint names."""
+    mapping = extra("transformers", error=ConversionError).MODEL_FOR_CAUSAL_LM_MAPPING
+    return str(mapping[type(config)].__name__) if kind == "decoder" and type(config) in mapping else named
 
 
 def _supported(config: Any, architecture: str, context: int) -> Kind:
@@ -160,28 +203,33 @@ def _supported(config: Any, architecture: str, context: int) -> Kind:
     return kind
 
 
-def _load_model(auto_class: str, directory: Path, options: dict[str, Any]) -> Any:
+def _load_model(class_name: str, place: Path, options: dict[str, Any]) -> Any:
+    """A float32 model; ConversionError unless the checkpoint has exactly what it needs."""
     torch = extra("torch")
-    model, info = _load(auto_class, directory, {**options, "dtype": torch.float32, "output_loading_info": True})
+    model, info = _load(class_name, place, {**options, "dtype": torch.float32, "output_loading_info": True})
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := sorted(str(key) for key in info.get(kind, ()) if not str(key).endswith(_RECOMPUTED)):
-            raise ConversionError(
-                f"{directory}: the checkpoint does not fit the model, {kind[:-5]}: {', '.join(keys[:3])}"
-            )
+            raise ConversionError(f"{place}: the checkpoint does not fit the model, {kind[:-5]}: {', '.join(keys[:3])}")
     return model
 
 
-def _load(auto_class: str, directory: Path, options: dict[str, Any]) -> Any:
+def _load(class_name: str, place: Path, options: dict[str, Any]) -> Any:
     transformers = extra("transformers", error=ConversionError)
-    if not hasattr(transformers, auto_class):
-        raise ConversionError(f"{directory}: transformers {transformers.__version__} has no {auto_class}")
+    if not hasattr(transformers, class_name):
+        raise ConversionError(f"{place}: transformers {transformers.__version__} has no {class_name}")
+    # tensors that are given are not looked for
+    path = None if "state_dict" in options else str(place)
     try:
         with transformers_quiet():
-            return getattr(transformers, auto_class).from_pretrained(
-                str(directory), local_files_only=True, trust_remote_code=False, **options
+            return getattr(transformers, class_name).from_pretrained(
+                path, local_files_only=True, trust_remote_code=False, **options
             )
     except Exception as problem:  # transformers raises whatever the damaged file makes its readers raise
-        raise ConversionError(f"{directory}: transformers can't load it: {_first_line(problem)}") from problem
+        raise ConversionError(f"{place}: transformers can't load it: {_first_line(problem)}") from problem
+
+
+def _say_nothing(_: str) -> None:
+    pass
 
 
 def _first_line(problem: Exception) -> str:

@@ -44,8 +44,10 @@ class Traced:
         """What the model's modules do when the wrapper runs on ``sample``."""
         import torch
 
+        from milopt.huggingface.standins import real_weights
+
         model = self.wrapper.model
-        with torch.no_grad(), tracing_quietly(), evaluating(model), as_captured(model):
+        with torch.no_grad(), tracing_quietly(), evaluating(model), as_captured(model), real_weights():
             return _calls(self.wrapper, sample.feeds)
 
 
@@ -77,29 +79,36 @@ def trace(
     import torch
 
     from milopt.huggingface.routes import capture
+    from milopt.huggingface.standins import real_weights
 
     kind = kind_of(type(model).__name__, model.config)
     if kind == "decoder" and query_length is not None:
         require_lengths(context, (query_length,))
     model = in_float32(model)
     with torch.no_grad(), tracing_quietly(), evaluating(model):
-        with _explained(model, "does not run as milopt runs it"):
+        with _explained(model, "does not run as milopt runs it"), real_weights():
             prepared = _PREPARE[kind](model, context, query_length, batch, logits)
         with as_captured(model):
             wrapper = prepared.wrapper().eval()
             for sample in prepared.samples:
-                with _explained(model, "can't be run on milopt's interface"):
-                    got = wrapper(*sample.feeds.values())
-                _require("milopt's wrapper of the model", wrapper, sample, got, sample.repeat)
-                _require_any_order(wrapper, sample)
+                with real_weights():
+                    with _explained(model, "can't be run on milopt's interface"):
+                        got = wrapper(*sample.feeds.values())
+                    _require("milopt's wrapper of the model", wrapper, sample, got, sample.repeat)
+                    _require_any_order(wrapper, sample)
             with _explained(model, f"can't be captured by {route}"):
                 captured = capture(route, wrapper, prepared.samples[0].others, prepared.interface)
-            differences = [
-                _require(
-                    f"torch's {route} of the model", wrapper, sample, captured.call(*sample.feeds.values()), route=route
-                )
-                for sample in prepared.samples
-            ]
+            with real_weights():
+                differences = [
+                    _require(
+                        f"torch's {route} of the model",
+                        wrapper,
+                        sample,
+                        captured.call(*sample.feeds.values()),
+                        route=route,
+                    )
+                    for sample in prepared.samples
+                ]
     return Traced(captured.form, prepared.interface, max(differences), prepared.samples, wrapper, route)
 
 
@@ -324,8 +333,11 @@ def evaluating(model: Any) -> Generator[None]:
 def as_captured(model: Any) -> Generator[None]:
     """Attention as matmul, softmax, matmul: one op sequence for every query length (sdpa makes another one at 1).
 
-    RoPE that depends on the length seen only in texts longer than the context is what it is in shorter ones.
+    RoPE that depends on the length seen only in texts longer than the context is what it is in shorter ones. Experts
+    see every token.
     """
+    from milopt.huggingface.experts import every_expert
+
     before = model.config._attn_implementation
     growing = [module for module in model.modules() if getattr(module, "rope_type", None) in ("dynamic", "longrope")]
     kinds = [module.rope_type for module in growing]
@@ -333,7 +345,8 @@ def as_captured(model: Any) -> Generator[None]:
     for module in growing:
         module.rope_type = "default"
     try:
-        yield
+        with every_expert(model):
+            yield
     finally:
         model.set_attn_implementation(before)
         for module, kind in zip(growing, kinds, strict=True):

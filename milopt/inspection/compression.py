@@ -7,7 +7,18 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from milopt.mil import Operation, Var, arguments, constant, dtype_name, is_constant, is_output, operations, shape_of
+from milopt.mil import (
+    Operation,
+    Var,
+    arguments,
+    constant,
+    dtype_name,
+    is_constant,
+    is_constexpr,
+    is_output,
+    operations,
+    shape_of,
+)
 from milopt.opaque import Opaque
 from milopt.package import Model
 from milopt.package.tensors import box_of, bytes_of, stored_key
@@ -111,7 +122,7 @@ def compressed_weights(model: Model) -> tuple[Compressed, ...]:
 
 
 def _is_step(op: Operation | None) -> bool:
-    return op is not None and op.op_type.startswith("constexpr_") and not isinstance(op, Opaque)
+    return op is not None and is_constexpr(op.op_type) and not isinstance(op, Opaque)
 
 
 def _ends_in(op: Operation) -> bool:

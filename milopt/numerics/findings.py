@@ -28,6 +28,7 @@ _LISTED = 10
 class Finding:
     """A place where fp16 is too small. ``repair`` is the pass for it, as text, or empty where milopt has none.
 
+    ``why`` says of a value beyond fp16 why no pass repairs it.
     ``largest`` is the magnitude in float64, of an ``overflow`` or ``near`` one; ``times`` how often fp16's 65504 it is.
     """
 
@@ -38,27 +39,28 @@ class Finding:
     text: str
     repair: str = ""
     largest: float | None = None
+    why: str = ""
 
     @property
     def times(self) -> float | None:
         return None if self.largest is None else self.largest / 65504
 
     def __str__(self) -> str:
-        repair = f"; {self.repair}" if self.repair else ""
+        repair = f"; {self.repair}" if self.repair else f"; no pass repairs it: {self.why}" if self.why else ""
         return f"{self.function}: {self.op_type} {self.place!r}: {self.text}{repair}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, JSON's types."""
         own = {"kind": self.kind, "function": self.function, "place": self.place, "type": self.op_type}
         size = {} if self.largest is None else {"largest": self.largest, "times_fp16": self.times}
-        return {**own, "text": self.text, "repair": self.repair, **size}
+        return {**own, "text": self.text, "repair": self.repair, **size, **({"why": self.why} if self.why else {})}
 
 
 @dataclass(frozen=True)
 class LintReport:
     """The findings of one model; falsy if there is none. ``ran`` says whether it was run, or only looked at.
 
-    Printed, the largest values come first.
+    Printed, those that no pass repairs come first, then the largest values.
     """
 
     findings: tuple[Finding, ...]
@@ -80,13 +82,16 @@ class LintReport:
             return f"no place found where fp16 is too small, {looked}"
         lines: list[str] = []
         for kind, title in TITLES.items():
-            own = sorted((each for each in self.findings if each.kind == kind), key=lambda each: -(each.largest or 0.0))
+            found = (each for each in self.findings if each.kind == kind)
+            own = sorted(found, key=lambda each: (not each.why, -(each.largest or 0.0)))
             if own:
                 lines.append(f"{title}: {len(own)}")
                 lines += [f"  {each}" for each in own[:_LISTED]]
                 lines += [f"  ... {len(own) - _LISTED} more"] * (len(own) > _LISTED)
         if self.repairs:
             lines.append(f'repaired by: milopt optimize --passes "{",".join(self.repairs)}"')
+        if left := sum(bool(each.why) for each in self.findings):
+            lines.append(f"repaired by no pass: {left}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:

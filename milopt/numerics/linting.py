@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from milopt.matching import Matcher
-from milopt.mil import Function, Operation, Var, constant, dtype_name, operations
+from milopt.mil import Function, Operation, Var, arguments, constant, dtype_name, operations
 from milopt.numerics.findings import Finding, LintReport
 from milopt.numerics.ranges import Range, value_ranges
 from milopt.package import Model
 from milopt.passes.angles import tabulate
 from milopt.passes.masks import is_low, leads_to_softmax
-from milopt.passes.norms import PrescaleNorm
+from milopt.passes.norms import Fp16SafeNorm, PrescaleNorm
+from milopt.passes.residual import plans
 from milopt.passes.rope import positions_of
 from milopt.pattern import build
 from milopt.reports import NoMatch
@@ -44,10 +45,13 @@ def lint(
     """
     found: list[Finding] = []
     ranges = value_ranges(model, inputs=inputs, trials=trials, seed=seed) if run else {}
+    safe = model.clone() if any(map(_is_large, ranges.values())) else model
+    if safe is not model:
+        Fp16SafeNorm().run(safe)  # which comes before scale-residual
     for name, function in model.functions.items():
         squares = _norm_ops(function)
         own = [each for (owner, _), each in ranges.items() if owner == name]
-        found += _sizes(own, {op.outputs[0].name for op in squares})
+        found += _sizes(safe.functions[name], own, {op.outputs[0].name for op in squares})
         found += _squares(name, squares)
         found += _angles(name, function, positions_of(model))
         found += _masks(name, function)
@@ -55,20 +59,38 @@ def lint(
     return LintReport(tuple(found), run)
 
 
-def _sizes(ranges: Sequence[Range], squares: set[str]) -> Iterator[Finding]:
-    for each in ranges:
-        if each.dtype != "fp16" or each.largest <= _NEAR:
-            continue
-        if each.name in squares:
-            repair = "fp16-safe-norm"
-        else:
-            repair = "scale-residual" if each.op_type in ("add", "sub") else ""
+def _is_large(one: Range) -> bool:
+    return one.dtype == "fp16" and one.largest > _NEAR
+
+
+def _sizes(function: Function, ranges: Sequence[Range], squares: set[str]) -> Iterator[Finding]:
+    """Values that are large, in ``function`` after ``fp16-safe-norm``: ``squares`` are those that it replaces."""
+    large = {each.name: each for each in ranges if _is_large(each)}
+    streams = list(plans(function, {each.name: each.largest for each in ranges}, _NEAR))
+    scaled = {var.name for each in streams for var in each.repaired()}
+    refused = {var.name: str(each.why) for each in streams if each.why is not None for var in each.stream.values}
+    made = {var.name: op for op in operations(function) for var in op.outputs}
+    for each in large.values():
+        repair = "fp16-safe-norm" if each.name in squares else "scale-residual" if each.name in scaled else ""
         times = f"reaches {each.largest:.4g}, {each.largest / _END:.3g} times what fp16 holds"
         if each.largest > _END:
             text = f"{times}: it is infinite in fp16"
-            yield Finding("overflow", each.function, each.name, each.op_type, text, repair, each.largest)
+            why = "" if repair else _why_not(each, large, refused, made.get(each.name))
+            yield Finding("overflow", each.function, each.name, each.op_type, text, repair, each.largest, why)
         else:
             yield Finding("near", each.function, each.name, each.op_type, times, repair, each.largest)
+
+
+def _why_not(one: Range, large: Mapping[str, Range], refused: Mapping[str, str], op: Operation | None) -> str:
+    if one.name in refused:
+        return f"scale-residual stays away, {refused[one.name]}"
+    taken = [var.name for _, var in arguments(op)] if op is not None else []
+    before = next((name for name in taken if name in large and large[name].largest > _END), None)
+    if before is not None:
+        return f"it is computed from {before!r}"
+    return (
+        f"this {one.op_type} makes it of values that fp16 holds, and scale-residual scales only sums that end in norms"
+    )
 
 
 def _norm_ops(function: Function) -> list[Operation]:

@@ -17,7 +17,7 @@ from coremltools.converters.mil.mil.input_type import InternalInputType, TupleIn
 from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry
 
 from milopt.errors import PackageError
-from milopt.mil import Block, Operation, Target, Var, types
+from milopt.mil import Block, Operation, Target, Var, is_constexpr, types
 from milopt.opaque import Opaque, opaque_class
 from milopt.package.making import connect, internal, new_constant, set_type_domains
 from milopt.package.origin import Origin, Role
@@ -103,7 +103,7 @@ class Arguments:
                 else:
                     raise PackageError(f"{where}: its input {name[:80]!r} is bound to nothing")
             found.bound[name] = values
-        spec = _spec(op_class(proto.type, opset)) if proto.type.startswith("constexpr_") else {}
+        spec = _spec(op_class(proto.type, opset)) if is_constexpr(proto.type) else {}
         found.attributes = tuple(
             name
             for name, value in sorted(proto.attributes.items())

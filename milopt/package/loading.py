@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 from coremltools.models import MLModel
@@ -26,7 +27,7 @@ from milopt.package.reading import read_program
 from milopt.package.weights import Weights
 from milopt.package.writing import FILE
 
-__all__ = ["load"]
+__all__ = ["load", "load_with"]
 
 _MOST = 2**31 - 1  # bytes of a file that is read whole; protobuf takes no more
 
@@ -65,7 +66,15 @@ def _from_program(program: Program) -> Model:
     return Model(program, max(int(Target.iOS15), *opsets), default)
 
 
-def _from_mlmodel(mlmodel: MLModel) -> Model:
+def load_with(mlmodel: MLModel, instead: Mapping[int, Any]) -> Model:
+    """A coremltools model, whose weight file holds no elements at the offsets in ``instead``: those arrays are there.
+
+    The arrays have the types and shapes that the model's specification gives them.
+    """
+    return _from_mlmodel(mlmodel, instead)
+
+
+def _from_mlmodel(mlmodel: MLModel, instead: Mapping[int, Any] = MappingProxyType({})) -> Model:
     folder = Path(mlmodel.weights_dir) if mlmodel.weights_dir else None
     package = Path(mlmodel.package_path) if mlmodel.package_path else None
 
@@ -76,7 +85,7 @@ def _from_mlmodel(mlmodel: MLModel) -> Model:
         return inside(folder, "/".join(rest), folder.name)
 
     container = open_container(package) if package and package.is_dir() else None
-    return _from_spec(mlmodel.get_spec(), Weights(find, "the model"), "the model", container)
+    return _from_spec(mlmodel.get_spec(), Weights(find, "the model", instead), "the model", container)
 
 
 def _from_package(root: Path) -> Model:

@@ -14,7 +14,7 @@ from coremltools.converters.mil.mil import InternalVar, ListVar, Operation, Var
 from coremltools.converters.mil.mil.input_type import TensorInputType
 from coremltools.converters.mil.mil.operation import mil_list
 
-from milopt.mil import Block, flat, types
+from milopt.mil import Block, flat, is_constexpr, types
 from milopt.opaque import Opaque
 from milopt.package.weights import Packed
 
@@ -89,7 +89,7 @@ def new_value(name: str, kind: Any, op: Operation | None = None, box: Any = None
     else:
         var.op_output_idx = len(op.outputs)
         before = op.get_flattened_inputs()
-        compressed = op.op_type.startswith("constexpr_")
+        compressed = is_constexpr(op.op_type)
         var._nonreplaceable_vars_upstream = {var} if compressed else _compressed_before(op, before)
         var.is_descendant_of_const = compressed or box is not None or all(v.is_descendant_of_const for v in before)
         op.outputs.append(var)

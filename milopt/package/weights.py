@@ -6,6 +6,7 @@ unpacked when they are first asked for. :func:`piece_of` finds the way back, fro
 
 from __future__ import annotations
 
+import collections.abc
 import copy
 import mmap
 import os
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -275,12 +277,18 @@ class Weights:
     """All weight files of one model, opened when first asked for.
 
     ``find`` takes a path relative to the specification's folder and returns the file; ``name`` is the package's, for
-    messages.
+    messages. ``instead`` are arrays for the tensors at some offsets, which the files need not hold.
     """
 
-    def __init__(self, find: Callable[[str], Path], name: str) -> None:
+    def __init__(
+        self,
+        find: Callable[[str], Path],
+        name: str,
+        instead: collections.abc.Mapping[int, Array] = MappingProxyType({}),
+    ) -> None:
         self._find = find
         self._name = name
+        self._instead = instead
         self._files: dict[str, WeightFile] = {}
 
     @property
@@ -299,6 +307,14 @@ class Weights:
             raise PackageError(f"{where}: tensor at offset {blob.offset} has no fixed shape")
         shape = tuple(int(dim.constant.size) for dim in tensor.dimensions)
         path, file = self._file(blob.fileName, where)
+        array = self._instead.get(int(blob.offset))
+        if array is not None:
+            element = ELEMENTS[int(tensor.dataType)]
+            if (tuple(array.shape), array.dtype) != (shape, element.numpy):
+                raise PackageError(
+                    f"{where}: tensor at offset {blob.offset} is not the {element.name} that it should be"
+                )
+            return array, path
         return file.value(int(blob.offset), int(tensor.dataType), shape), path
 
     def _file(self, stored: str, where: str) -> tuple[str, WeightFile]:

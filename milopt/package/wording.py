@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from milopt.literals import default_of
-from milopt.mil import Operation, Target, Var, flat
+from milopt.mil import Operation, Target, Var, flat, is_constexpr
 from milopt.opaque import Opaque
 from milopt.package.origin import Role, origin_of
 
@@ -67,7 +67,7 @@ def _form(op: Operation, argument: str, var: Var) -> Form:
         if origin.role is Role.DEFAULT:
             return Form.OMITTED if _is_default(op, argument, var) else Form.NAME
         return Form.ATTRIBUTE if argument in owner.inline else Form.VALUE
-    if op.op_type.startswith("constexpr_"):
+    if is_constexpr(op.op_type):
         if _has_attributes(op) or (owner is not None and argument in owner.inline):
             return Form.ATTRIBUTE
         as_read = owner is not None and origin is not None and origin.role is Role.OP

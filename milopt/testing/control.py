@@ -36,12 +36,12 @@ def _body(draw: Draw, scope: Scope, seed: Var) -> Var:
         scope.values += found
         last = found[-1] if found else last
     if last is seed or dtype_name(last) != dtype_name(seed) or not is_fixed(last):
-        return getattr(mb, draw(st.sampled_from(["relu", "tanh", "abs"])))(x=seed)  # type: ignore[no-any-return]
+        alone: Var = getattr(mb, draw(st.sampled_from(["relu", "tanh", "abs"])))(x=seed)
+        return alone
     if shape_of(last) != shape_of(seed) and shape_of(last):
         last = mb.reduce_mean(x=last, axes=list(range(len(shape_of(last)))), keep_dims=False)
-    made = getattr(mb, draw(st.sampled_from(["add", "mul", "maximum"])))(x=seed, y=last)
-    assert isinstance(made, Var)
-    return made
+    joined: Var = getattr(mb, draw(st.sampled_from(["add", "mul", "maximum"])))(x=seed, y=last)
+    return joined
 
 
 def _nested(values: Sequence[Var]) -> Scope | None:

@@ -15,12 +15,11 @@ from milopt.rules import Rule
 from milopt.testing.notes import noted
 from milopt.testing.patterns import Asked, drawn, first_match
 from milopt.testing.rebuilding import Edit, rebuilt
-from milopt.testing.scope import Draw, Maker
+from milopt.testing.scope import REFUSALS, Draw, Maker
 
 __all__ = ["changes", "near_misses"]
 
 Replacement: TypeAlias = Callable[[dict[str, Any]], Any]
-_REFUSALS = (ValueError, TypeError, AssertionError, NotImplementedError, IndexError, KeyError, AttributeError)
 
 # op types that are taken for each other when a rule is written carelessly
 _SIBLINGS = (
@@ -72,7 +71,7 @@ def _near_misses(draw: Draw, asked: Asked) -> Program:
     for edit in (edits[at] for at in scattered[:8]):
         try:
             changed = rebuilt(program, edit)
-        except _REFUSALS:
+        except REFUSALS:
             continue
         note(f"changed: {edit.label}")
         return noted(changed, f"changed: {edit.label}")

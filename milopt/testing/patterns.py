@@ -22,6 +22,7 @@ from milopt.mil import (
     dtype_name,
     flat,
     get_new_symbol,
+    is_constant_like,
     mb,
     named_blocks,
     shape_of,
@@ -36,13 +37,12 @@ from milopt.testing.instances import Instance
 from milopt.testing.makers import ELEMENTWISE, MAKERS, shapes
 from milopt.testing.naming import rename_all
 from milopt.testing.rebuilding import Edit, rebuilt
-from milopt.testing.scope import Draw, Maker, Scope, is_fixed, numpy_type, tensors_of
+from milopt.testing.scope import REFUSALS, Draw, Maker, Scope, is_fixed, numpy_type, tensors_of
 from milopt.testing.tidying import forget_lost
 
 __all__ = ["Asked", "drawn", "first_match", "matching"]
 
 # What MIL raises where inputs do not fit each other: the draw is given up, not the test.
-_REFUSALS = (ValueError, TypeError, AssertionError, NotImplementedError, IndexError, KeyError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def drawn(draw: Draw, asked: Asked, *, must_fire: bool = False) -> tuple[Program
     for attempt in range(asked.attempts):
         try:
             program = _program(draw, asked, root, order[attempt % len(order)], producers, seen)
-        except _REFUSALS:
+        except REFUSALS:
             continue
         report = apply(asked.rule, load(program).clone())
         if report or not picky:
@@ -149,7 +149,7 @@ def _mended(rule: Rule[Any], program: Program, numbers: Sequence[float]) -> Prog
                 kind = np.asarray(number).dtype.type
                 try:
                     made = rebuilt(program, Edit("", {(op, name): kind(other)}))
-                except _REFUSALS:
+                except REFUSALS:
                     continue
                 if apply(rule, load(made).clone()):
                     return made
@@ -172,8 +172,8 @@ def _program(draw: Draw, asked: Asked, root: Any, dtype: str, producers: Sequenc
             dtype,
             base,
             seen.numbers,
-            asked.values,
             symbols,
+            values=asked.values,
             stateful=extra and asked.opset >= target.iOS18 and draw(st.integers(0, 3)) == 3,
             producers=producers if extra else (),
             hints=seen.op_types,
@@ -210,9 +210,7 @@ def _surrounded(draw: Draw, scope: Scope, results: list[Var], *, least: int) -> 
         made = MAKERS[draw(st.sampled_from(sorted(ELEMENTWISE)))](draw, kept[-1:])
         kept += [] if made is None else tensors_of(flat(made))
     inner = [
-        op.outputs[0]
-        for op in scope.function.operations
-        if op.op_type != "const" and not op.op_type.startswith("constexpr") and op.outputs[0] not in kept
+        op.outputs[0] for op in scope.function.operations if not is_constant_like(op) and op.outputs[0] not in kept
     ]
     if inner and draw(st.integers(0, 7)) == 7:
         var = draw(st.sampled_from(inner))

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 
 from milopt.mil import Function, Var, add_input, dtype_name, is_symbolic, mb, shape_of, target
 
-__all__ = ["Draw", "Maker", "Scope", "numpy_type"]
+__all__ = ["REFUSALS", "Draw", "Maker", "Scope", "fitted", "is_fixed", "mil_type", "numpy_type", "tensors_of"]
 
 Draw: TypeAlias = Callable[[st.SearchStrategy[Any]], Any]
 Maker: TypeAlias = Callable[[Draw, Sequence[Var]], "Var | Sequence[Var] | None"]
+
+REFUSALS = (ValueError, TypeError, AssertionError, NotImplementedError, IndexError, KeyError, AttributeError)
+"""What coremltools raises for an op that it does not take: such a draw is no program."""
 
 _NUMPY: dict[str, Any] = {"fp16": np.float16, "fp32": np.float32, "bool": np.bool_}
 

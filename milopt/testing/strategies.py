@@ -26,7 +26,7 @@ from milopt.testing.makers import (
 from milopt.testing.misses import near_misses
 from milopt.testing.naming import rename_all
 from milopt.testing.patterns import matching
-from milopt.testing.scope import Scope, tensors_of
+from milopt.testing.scope import REFUSALS, Scope, tensors_of
 from milopt.testing.tidying import forget_lost, last_of, take_back
 
 __all__ = [
@@ -153,7 +153,6 @@ def _programs(draw: Draw, asked: _Settings) -> Program:
 # One in so many steps is the last, unless a program is full: half the programs have four ops and more.
 _STOP = 6
 # What MIL raises where inputs do not fit each other: another op is taken then.
-_REFUSALS = (ValueError, TypeError, AssertionError, NotImplementedError, IndexError, KeyError, AttributeError)
 
 
 @st.composite
@@ -165,7 +164,7 @@ def _step(draw: Draw, scope: Scope, makers: st.SearchStrategy[Maker], needed: bo
     last = last_of(scope.function)
     try:
         made = draw(makers)(draw, scope)
-    except _REFUSALS:
+    except REFUSALS:
         take_back(scope.function, last)
         scope.held[:] = [var for var in scope.held if var.op is not None and not is_removed(var.op)]
         made = None

@@ -18,6 +18,7 @@ from milopt.precisions import Precision
 from milopt.signature import CacheSignature
 from milopt.verify.driving import Listening, Observed
 from milopt.verify.freezing import Frozen, freeze
+from milopt.verify.heads import answering
 from milopt.verify.locating import Capture, Fingerprints, excerpt, first_parting, first_value
 from milopt.verify.measuring import Meter, Where
 from milopt.verify.pairing import Pair, pair_up
@@ -65,6 +66,7 @@ def compare(
     old = _frozen(before, metric if isinstance(metric, Exact) else _EXACT)
     new = _frozen(after, metric)
     old, new = _only(old, function), _only(new, function)
+    old = answering(old, new)
     verdict = Verdict(metric, 0, recipe=Recipe.of(seed, trials, function, given))
     pair = pair_up(old, new, signature or _declared(new) or _declared(old))
     if isinstance(pair, str):
@@ -113,8 +115,10 @@ def _declared(frozen: Frozen) -> CacheSignature | None:
 
 
 def _planner(pair: Pair, metric: Metric, seed: int) -> Planner:
-    old = pair.old
-    return Planner(old.plans, old.roles, pair.new.roles, old.flexible, pair.old_layout, isinstance(metric, Exact), seed)
+    old, anything = pair.old, isinstance(metric, Exact) and not pair.renamed
+    return Planner(
+        old.plans, old.roles, pair.new.roles, old.flexible, pair.old_layout, anything, seed, counted=bool(pair.renamed)
+    )
 
 
 def _expected(

@@ -29,6 +29,7 @@ class Planner:
 
     ``anything`` says that every second trial may pass anything the types allow, not only what a caller would.
     ``layout`` is the program's cache, if it has one; ``others`` are the roles that inputs have in the program after.
+    With ``counted``, positions are counted from a sequence's first token and not from slot 0.
     """
 
     plans: Mapping[str, Plan]
@@ -38,6 +39,7 @@ class Planner:
     layout: CacheLayout | None
     anything: bool
     seed: int
+    counted: bool = False
 
     def attempts(self, function: str | None) -> int:
         """How many different draws of one trial are worth trying, where the program refuses the first."""
@@ -154,7 +156,8 @@ class Planner:
             if (style.ordinary or ring) and name in layout.signature.masks:
                 inputs[name] = _slot_mask(shape, info.dtype, position, start, layout.windows.get(name))
             elif name == layout.signature.counts or (style.ordinary and roles[name].kind == "position"):
-                count = np.arange(position, position + shape[-1])
+                first = position - start if self.counted else position
+                count = np.arange(first, first + shape[-1])
                 inputs[name] = np.broadcast_to(count, shape).astype(numpy_dtype(info.dtype))
             else:
                 inputs[name] = draw(info, shape, roles[name], rng, style, layout.context)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from milopt.cachedrive import CacheLayout
 from milopt.interpreter import Plan, ValueInfo
 from milopt.signature import CacheSignature
 
-__all__ = ["mismatch"]
+__all__ = ["cached_shapes", "mismatch", "renamed_mismatch"]
 
 
 def mismatch(before: Mapping[str, Plan], after: Mapping[str, Plan], declared: CacheSignature | None) -> str | None:
@@ -20,8 +21,31 @@ def mismatch(before: Mapping[str, Plan], after: Mapping[str, Plan], declared: Ca
     return next((found for name in before for found in _differences(before[name], after[name], declared)), None)
 
 
+def renamed_mismatch(
+    before: Mapping[str, Plan], after: Mapping[str, Plan], former: CacheSignature, declared: CacheSignature
+) -> str | None:
+    """The same where inputs got other names: ``former`` is the cache before, ``declared`` the one after."""
+    if before.keys() != after.keys():
+        return f"functions {', '.join(before)} are {', '.join(after)} after"
+    cached = {name for slot in (*former.slots, *declared.slots) for name in (slot.past, slot.present, slot.state)}
+    cached |= {former.position, declared.position}
+    names = dict(declared.renamed)
+    for name, plan in before.items():
+        inputs = {names.get(each, each): info for each, info in plan.inputs.items() if names.get(each, each)}
+        shown = replace(plan, inputs=inputs)
+        found = next(_unexplained(shown, after[name], declared, cached, cached), None)
+        if found is not None:
+            return found
+    return None
+
+
 def _differences(before: Plan, after: Plan, declared: CacheSignature | None) -> Iterator[str]:
-    gone, new = _explained(before, after, declared)
+    yield from _unexplained(before, after, declared, *_explained(before, after, declared))
+
+
+def _unexplained(
+    before: Plan, after: Plan, declared: CacheSignature | None, gone: set[str], new: set[str]
+) -> Iterator[str]:
     for what, old, now in (
         ("input", before.inputs, after.inputs),
         ("output", before.outputs, after.outputs),
@@ -54,9 +78,11 @@ def _explained(before: Plan, after: Plan, declared: CacheSignature | None) -> tu
 
 def cached_shapes(before: CacheLayout, after: CacheLayout, old: Plan, new: Plan) -> str | None:
     """A cached tensor whose shape or element type is another in the other form."""
+    others = {slot.present: slot for slot in after.signature.slots}
     for slot in before.signature.slots:
+        other = others.get(slot.present, slot)
         was = before.dtype(slot, old), before.shape(slot, old)
-        now = after.dtype(slot, new), after.shape(slot, new)
+        now = after.dtype(other, new), after.shape(other, new)
         if was[1] != now[1] or (slot.dtype == "fp16" and was[0] != now[0]):
             return f"the cache {slot.present!r} is {was[0]}{list(was[1])} before, {now[0]}{list(now[1])} after"
     return None

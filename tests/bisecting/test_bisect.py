@@ -14,6 +14,8 @@ import pytest
 import milopt
 from milopt.bisecting import Bisection, bisect, reduce_model
 from milopt.bisecting.bisection import op_count
+from milopt.bisecting.pieces import function_alone
+from milopt.bisecting.trying import attempt
 from milopt.errors import MiloptError
 from milopt.mil import Program, get_new_symbol, mb, operations, target, types
 from milopt.package import load
@@ -107,6 +109,30 @@ def test_one_of_several_functions() -> None:
     assert list(found.before.functions) == [found.rewrite.function if found.rewrite else ""]
     assert op_count(found.before) == 1
     assert found.before.metadata == {}
+
+
+def test_functions_that_are_not_meant_are_not_blamed() -> None:
+    """Both functions would come out wrong; one is right by then, and the reduced program is of the other."""
+    model = load(chain(blocks=3, wrong=2))
+    model.program.add_function("other", chain(blocks=3, wrong=2).functions["main"])
+    found = found_in(model, Mixed(), functions=["other"])
+    assert found.rewrite is not None
+    assert found.rewrite.function == "other"
+    assert list(found.before.functions) == ["other"]
+    assert op_count(found.before) == 2
+    whole = found_in(model, Mixed(), functions=["other"], reduce=False)
+    assert text(function_alone(whole.after, "main")) == text(function_alone(model, "main"))
+    assert "run_on(Mixed(factor=1.0), after, ['other'])" in whole.script()
+    assert whole.as_dict()["functions"] == ["other"]
+
+
+def test_a_piece_without_the_functions_that_are_meant_shows_nothing() -> None:
+    """Reduced over all functions, the program would end with one that the pass was kept from."""
+    model = load(chain(blocks=2, wrong=None))
+    model.program.add_function("other", chain(blocks=2, wrong=1).functions["main"])
+    assert bisect(model, Mixed(), functions=["main"]) is None
+    assert attempt(Mixed(), function_alone(model, "other"), functions=["main"]) is None
+    assert attempt(Mixed(), function_alone(model, "other"), functions=["main", "other"]) is not None
 
 
 def test_a_rewrite_inside_a_loop_keeps_the_loop() -> None:

@@ -288,12 +288,18 @@ def test_convert_hands_on_what_it_is_told(options: dict[str, Any], tmp_path: Pat
     assert [options[name] for name in names] == [512, (1, 4, 16), 2, "last", "export"]
     assert main(["convert", "model", "-o", str(out), "--query-lengths", "flexible"]) == 0
     assert options["query_lengths"] == "flexible"
+    assert main(["convert", "model", "-o", str(out), "--shapes", "ranged"]) == 0
+    assert options["query_lengths"] == "flexible"
+    assert main(["convert", "model", "-o", str(out), "--shapes", "fixed"]) == 0
+    assert options["query_lengths"] is None
 
 
 def test_convert_refuses(tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "o.mlpackage"
     assert "absent" in refused(capsys, "convert", tmp_path / "absent", "-o", out)
     assert "is a list like 1,64" in refused(capsys, "convert", tmp_path, "-o", out, "--query-lengths", "1;2")
+    ranged = ("--shapes", "ranged", "--batch-size", "8")
+    assert "takes any number of tokens" in refused(capsys, "convert", tmp_path, "-o", out, *ranged)
     twice = ("--query-lengths", "1,8", "--batch-size", "8")
     assert "exclude each other" in refused(capsys, "convert", tmp_path, "-o", out, *twice)
     assert "hf download nobody/nothing" in refused(capsys, "convert", "nobody/nothing", "-o", out)

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milopt.clustering import palettize
+from milopt.clustering import packed, palettize
 from milopt.errors import PassError
 from milopt.interpreter import evaluate
 from milopt.metrics import Lossy
 from milopt.mil import Program, constant, mb, operations, target, types, weight_key
 from milopt.package import load
 from milopt.passes.compression import Palettize
-from milopt.passes.palettes import nearest_divisor, pack
+from milopt.passes.palettes import nearest_divisor
 from milopt.pipeline import Pipeline
 from milopt.text import text
 from milopt.verify import compare
@@ -411,9 +411,9 @@ def test_packed_bits_are_read_back_by_coremltools(count: int, bits: int, seed: i
     from coremltools.optimize._utils import restore_elements_from_packed_bits
 
     indices = np.random.default_rng(seed).integers(0, 1 << bits, count).astype(np.uint8)
-    packed = pack(indices, bits)
-    assert len(packed) == (count * bits + 7) // 8
-    np.testing.assert_array_equal(restore_elements_from_packed_bits(packed, bits, count), indices)
+    made = packed(indices, bits)
+    assert len(made) == (count * bits + 7) // 8
+    np.testing.assert_array_equal(restore_elements_from_packed_bits(made, bits, count), indices)
 
 
 @settings(max_examples=30, deadline=None)
@@ -434,9 +434,3 @@ def test_every_weight_is_compressed_or_has_a_reason(
     assert held == ["w"]
     assert (report.applied, len(report.misses)) in ((1, 0), (0, 1))
     assert len(tables(model.function())) == report.applied
-
-
-def test_large_weights_are_packed_in_pieces() -> None:
-    indices = np.random.default_rng(0).integers(0, 64, (1 << 20) + 5).astype(np.uint8)
-    assert pack(indices, 6)[: 3 << 18].tobytes() == pack(indices[: 1 << 20], 6).tobytes()
-    assert len(pack(indices, 6)) == ((1 << 20) + 5) * 6 // 8 + 1

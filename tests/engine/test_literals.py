@@ -33,7 +33,14 @@ F16, F32, I32 = np.float16, np.float32, np.int32
         (True, I32(1), False),
         (True, np.True_, True),
         (True, F32(1), False),
-        (0.0, F32(-0.0), True),
+        (0.0, F32(0.0), True),
+        (0.0, F32(-0.0), False),
+        (0, F16(-0.0), False),
+        (-0.0, F16(-0.0), True),
+        (-0.0, F16(0.0), False),
+        (-0.0, I32(0), False),
+        (0.0, I32(0), True),
+        (False, F32(0), False),
         (1e-12, F16(0), False),  # rounds to it, but is no 0
         (0.0, F16(6e-8), False),
         (1e-7, F16(1.2e-7), True),  # the subnormal number it rounds to
@@ -82,6 +89,32 @@ def test_an_array_of_equal_numbers_is_the_number_where_it_makes_nothing_larger(c
     assert bool(find(literal, scaled(constant))[0]) == equal
     bound = [float(match.s) for match in find(scalar, scaled(constant))[0]]
     assert bound == ([2.0] if equal else [3.0] if case == "other numbers" else [])
+
+
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_zeros_of_either_sign_are_two_numbers(zero: float) -> None:
+    """As where a scalar is repeated: ``1 / 0.0`` and ``1 / -0.0`` are not the same."""
+
+    def literal(op: Ops, x: Value) -> Any:
+        return op.real_div(x=x, y=zero)
+
+    def either(op: Ops, x: Value) -> Any:
+        return op.real_div(x=x, y=op.one_of("zero", plus=0.0, minus=-0.0))
+
+    def repeated(op: Ops, x: Value, s: Scalar) -> Any:
+        return op.add(x=op.real_div(x=x, y=s), y=s)
+
+    def divided(by: float) -> Program:
+        return program(lambda a: mb.real_div(x=a, y=F32(by)), X)
+
+    def moved(by: float) -> Program:
+        return program(lambda a: mb.add(x=mb.real_div(x=a, y=F32(by)), y=F32(zero)), X)
+
+    assert find(literal, divided(zero))[0]
+    assert not find(literal, divided(-zero))[0]
+    assert find(either, divided(-zero))[0]
+    assert find(repeated, moved(zero))[0]
+    assert not find(repeated, moved(-zero))[0]
 
 
 def test_what_broadcasts_against_a_symbol_may_enlarge_it() -> None:

@@ -12,6 +12,7 @@ from milopt.building import Builder
 from milopt.interpreter import evaluate
 from milopt.matching import Match
 from milopt.mil import Program, Var, mb, operations, target
+from milopt.package import load
 from milopt.pattern import Ops, Value, Weight
 from milopt.rules import Rule, apply
 from milopt.text import text
@@ -292,13 +293,15 @@ def test_two_outputs_that_become_one_value_keep_both_names() -> None:
     after.functions["main"].validate(force_validate=True)
 
 
-def nested(body: Callable[[Any, Var], Any]) -> Program:
+def nested(body: Callable[[Any, Var], Any], *, alone: bool = False) -> Program:
+    """A branch that may use a value of the block around it; ``alone`` if nothing else does."""
+
     @mb.program(input_specs=[mb.TensorSpec(X), mb.TensorSpec((1,))], opset_version=target.iOS18)
     def program(a: Any, flag: Any) -> Any:
         outer = mb.sin(x=a, name="outer")
         pred = mb.greater(x=mb.squeeze(x=flag), y=np.float32(0))
         inner = mb.cond(pred=pred, _true_fn=lambda: body(a, outer), _false_fn=lambda: mb.exp(x=a))
-        return mb.add(x=inner, y=outer, name="out")
+        return mb.exp(x=inner, name="out") if alone else mb.add(x=inner, y=outer, name="out")
 
     return program
 
@@ -322,6 +325,44 @@ def test_roots_in_a_nested_block_use_values_of_the_outer_one() -> None:
     (cond,) = (op for op in after.functions["main"].operations if op.op_type == "cond")
     inner = [op.op_type for op in cond.blocks[0].operations if op.op_type != "const"]
     assert inner == ["mul", "sin", "tanh", "mul", "mul", "mul", "add"]
+
+
+class DoubleAngle(Rule[None]):
+    """``sin(x) * cos(x)``  ->  ``sin(2 x) / 2``; the sine may be needed elsewhere."""
+
+    def pattern(self, op: Ops, /, x: Value) -> Any:
+        return op.mul(x=op.shared(op.sin(x=x)), y=op.cos(x=x))
+
+    def check(self, m: Match, /) -> None:
+        pass
+
+    def rewrite(self, op: Builder, m: Match, facts: None, /) -> Var:
+        made: Var = op.mul(x=op.sin(x=op.mul(x=m.x, y=np.float32(2))), y=np.float32(0.5))
+        return made
+
+
+class DoubleAngleAlone(DoubleAngle):
+    """The same where the sine is needed nowhere else."""
+
+    def pattern(self, op: Ops, /, x: Value) -> Any:
+        return op.mul(x=op.sin(x=x), y=op.cos(x=x))
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_shared_op_may_lie_in_an_outer_block_and_no_other(alone: bool) -> None:
+    def body(a: Any, outer: Var) -> Any:
+        return mb.mul(x=outer, y=mb.cos(x=a))
+
+    after = nested(body, alone=alone)
+    before = load(after).clone()
+    report = apply(DoubleAngleAlone(), after)
+    assert not report
+    assert "a matched op lies in an outer block" in [miss.reason for miss in report.misses]
+    assert apply(DoubleAngle(), after).applied == 1
+    after.functions["main"].validate(force_validate=True)
+    # the sine goes where only the match has used it
+    assert ("outer" in [op.name for op in after.functions["main"].operations]) is not alone
+    assert compare(before, after)
 
 
 @pytest.mark.parametrize("order", [("sin", "cos"), ("cos", "sin")])

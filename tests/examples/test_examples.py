@@ -43,6 +43,15 @@ def test_optimize_package(tmp_path: Path) -> None:
     assert not kinds & {"linear", "softmax"}
 
 
+def test_compress_on_a_cluster(tmp_path: Path) -> None:
+    distributed: Any = pytest.importorskip("distributed", reason="dask's distributed is not installed")
+    source, destination = str(tmp_path / "before.mlpackage"), str(tmp_path / "after.mlpackage")
+    example("tiny").converted().save(source)
+    with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+        example("compress_on_a_cluster").main(source, destination, cluster.scheduler_address)
+    assert "constexpr_lut_to_dense" in op_types(destination)
+
+
 def test_convert_with_passes() -> None:
     kinds = op_types(example("convert_with_passes").main())
     assert {"conv", "scaled_dot_product_attention"} <= kinds
@@ -70,6 +79,7 @@ def test_the_rules_test_would_catch_a_wrong_rule() -> None:
 
 
 def test_every_example_is_tested() -> None:
-    tested = {"optimize_package", "convert_with_passes", "write_a_rule", "tiny"}  # tiny is what two others start from
+    # tiny is what two others start from
+    tested = {"optimize_package", "convert_with_passes", "write_a_rule", "compress_on_a_cluster", "tiny"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
     assert np.all([len(path.read_text().splitlines()) < 60 for path in EXAMPLES.glob("*.py")])

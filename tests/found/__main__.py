@@ -128,8 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--source", help="one source")
     chosen = parser.parse_args(arguments)
     names = (chosen.only,) if chosen.only else passes()
-    shares = {name: chosen.count // 2 // len(_RANDOM) for name in _RANDOM}
-    shares |= {name: -(-chosen.count // 2 // len(NEAR)) for name in NEAR}
+    shares = {name: -(-chosen.count // (2 * len(each))) for each in (_RANDOM, NEAR) for name in each}
     if chosen.source:
         shares = {chosen.source: chosen.count}
     begun = time.perf_counter()

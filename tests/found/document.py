@@ -14,7 +14,7 @@ import numpy as np
 
 from milopt.interpreter import compile
 from milopt.interpreter.values import to_numpy
-from milopt.mil import Function, Program, flat, mb, target, types
+from milopt.mil import Function, Program, flat, get_new_symbol, mb, target, types
 from milopt.package import load
 from tests.found.running import run_original
 
@@ -27,7 +27,8 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "found.md"
 class Entry:
     """One bug. ``crash`` is the error that the pass raises; otherwise ``before`` and ``after`` are what is computed.
 
-    ``shapes`` are those of the result before and after, where what comes after can't be computed.
+    ``shapes`` are those of the result before and after, where what comes after can't be computed, and ``types`` its
+    element types where these change.
     """
 
     title: str
@@ -37,6 +38,7 @@ class Entry:
     before: Any = None
     after: Any = None
     shapes: tuple[Any, ...] = ()
+    types: tuple[str, ...] = ()
 
     def names(self) -> dict[str, Any]:
         """What the entry's code defines."""
@@ -49,7 +51,10 @@ class Entry:
         build = names["build"]
         given = {name: names[name] for name in inspect.signature(build).parameters}
         specs = {
-            name: mb.placeholder(shape=value.shape, dtype=types.numpy_type_to_builtin_type(value.dtype))
+            name: mb.placeholder(
+                shape=_with_symbols(value.shape, names.get("symbolic", {}).get(name, ())),
+                dtype=types.numpy_type_to_builtin_type(value.dtype),
+            )
             for name, value in given.items()
         }
         made = Program()
@@ -86,7 +91,18 @@ def entries(text: str | None = None) -> Iterator[Entry]:
             _numbers(body, "before"),
             _numbers(body, "after"),
             _shapes(body),
+            _types(body),
         )
+
+
+def _with_symbols(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[Any, ...]:
+    """The shape with unknown sizes of these axes."""
+    return tuple(get_new_symbol() if axis in axes else size for axis, size in enumerate(shape))
+
+
+def _types(body: str) -> tuple[str, ...]:
+    found = re.search(r"^Types: (\w+) before, (\w+) after$", body, re.MULTILINE)
+    return () if found is None else (found[1], found[2])
 
 
 def _shapes(body: str) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from milopt.mil import Function, Program, Target, Var, flat, get_new_symbol, mb, target, types
 from milopt.testing.naming import rename_all
-from milopt.testing.scope import Draw
+from milopt.testing.scope import REFUSALS, Draw
 
 __all__ = ["NEAR", "near"]
 
@@ -824,14 +824,10 @@ NEAR: dict[str, Callable[[Drawn], Program]] = {
 """By name, each drawing of a family of programs."""
 
 
-# What MIL raises where what was drawn does not fit together.
-_REFUSALS = (ValueError, TypeError, AssertionError, NotImplementedError, IndexError)
-
-
 def _attempt(draw: Draw, name: str) -> Program | None:
     try:
         return NEAR[name](Drawn(draw))
-    except _REFUSALS:
+    except REFUSALS:
         return None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from milopt.mil import dtype_name
 from tests.found.document import Entry, computed, entries, rewritten
 
 ENTRIES = list(entries())
@@ -27,7 +28,8 @@ def test_there_are_entries() -> None:
     assert len(ENTRIES) >= 10
     assert len({each.title for each in ENTRIES}) == len(ENTRIES)
     # each says in one way what goes wrong
-    assert all((each.after is not None) + bool(each.crash) + bool(each.shapes) == 1 for each in ENTRIES)
+    for each in ENTRIES:
+        assert (each.after is not None) + bool(each.crash) + bool(each.shapes) + bool(each.types) == 1, each.title
 
 
 @numeric
@@ -59,3 +61,11 @@ def test_the_pass_changes_a_shape(entry: Entry) -> None:
     assert close(computed(entry.program(), entry.given()), entry.by_hand("before"))
     after = rewritten(entry).function().outputs[0].shape
     assert (entry.by_hand("before").shape, tuple(after)) == entry.shapes, MENDED
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if e.types], ids=lambda e: e.title)
+def test_the_pass_changes_a_type(entry: Entry) -> None:
+    made = entry.program()
+    (before,) = made.functions["main"].outputs
+    (after,) = rewritten(entry).function().outputs
+    assert (dtype_name(before), dtype_name(after)) == entry.types, MENDED

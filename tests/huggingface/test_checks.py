@@ -18,6 +18,7 @@ from milopt.huggingface import ConversionError, SelfCheckError, convert, trace, 
 from milopt.huggingface.quiet import gguf_read_once, tracing_quietly, transformers_quiet
 from milopt.huggingface.repairs import coremltools_repaired
 from milopt.huggingface.selfcheck import require_same
+from milopt.session import Session
 from tests.huggingface.support import CONTEXT, library, llama
 
 _PATCHED = [
@@ -120,6 +121,29 @@ def test_a_trace_that_froze_its_inputs_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(wrapper.PastPresent, "forward", frozen)
     with pytest.raises(SelfCheckError, match="torch's trace of the model does not compute"):
         trace(llama(), context=CONTEXT, query_length=2)
+
+
+@pytest.mark.parametrize("rows", [slice(0, 1), slice(None)])
+def test_rows_that_are_not_numbers_are_no_rows_left_out(rows: slice, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Spoilt(Session):
+        def __init__(self, model: Any, *, precision: Any = "declared", **options: Any) -> None:
+            super().__init__(model, precision=precision, **options)
+            self.spoils = precision == broken
+
+        def feed(self, *given: Any, **options: Any) -> Any:
+            logits = np.array(super().feed(*given, **options))
+            if self.spoils:
+                logits[rows] = np.nan
+            return logits
+
+    monkeypatch.setattr("milopt.huggingface.programcheck.Session", Spoilt)
+    told: list[str] = []
+    broken = "declared"  # no error: passes may repair it
+    convert(llama(num_hidden_layers=1), context=8, query_lengths=(2,), progress=told.append)
+    assert any("the program is off by inf of the largest logit" in each for each in told)
+    broken = "float64"
+    with pytest.raises(SelfCheckError, match=r"the program on random tokens does not compute .* differ by inf"):
+        convert(llama(num_hidden_layers=1), context=8, query_lengths=(2,))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.001])

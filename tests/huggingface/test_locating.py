@@ -131,16 +131,6 @@ def _without_window(plans: Any, signature: Any = None, metadata: Any = None) -> 
     return recognise(plans, signature)
 
 
-def test_a_model_that_wants_masks_of_its_own() -> None:
-    transformers: Any = importlib.import_module("transformers")
-    config = transformers.BloomConfig(
-        hidden_size=16, n_layer=1, n_head=2, vocab_size=32, bos_token_id=1, eos_token_id=2
-    )
-    with pytest.raises(ConversionError, match="BloomForCausalLM can't be run on milopt's interface") as caught:
-        _trace(transformers.BloomForCausalLM(config).eval())
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("kind", "settings", "module"),
     [

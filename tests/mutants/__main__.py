@@ -45,7 +45,8 @@ def main() -> int:
     os.chdir(ROOT)
     console = Console(highlight=False)
     files = [Path(each) for each in options.files] or sorted(Path("passes").glob("*.py"))
-    mutants = [mutant for file in files for mutant in mutants_of(file, file.as_posix())][:: options.every]
+    mutants = [mutant for file in files for mutant in mutants_of(file, file.as_posix())]
+    mutants = mutants[options.start :: options.every]
     store = Store(STORE, ROOT)
     started = time.perf_counter()
     prepare(TESTS)
@@ -54,7 +55,7 @@ def main() -> int:
     if coverage.failed:
         console.print("fail without any change: " + ", ".join(coverage.failed), markup=False)
         return 2
-    found = _run(mutants, coverage, store, options.workers, console, options.again)
+    found = _run(mutants, coverage, store, console, options)
     store.save()
     results = _results(mutants, found)
     stale = _stale(mutants, found) if options.every == 1 else []
@@ -68,19 +69,30 @@ def _options() -> argparse.Namespace:
     parser.add_argument("files", nargs="*", help="files of passes/; all of them by default")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="how many mutants at a time")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="take every Nth mutant only")
+    parser.add_argument("--start", type=int, default=0, metavar="K", help="the first mutant to take, from 0")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=float("inf"),
+        metavar="S",
+        help="give each mutant the fastest of its tests that take S seconds together: what these miss has survived",
+    )
     parser.add_argument("--again", action="store_true", help="forget what earlier runs found")
     return parser.parse_args()
 
 
 def _run(
-    mutants: list[Mutant], coverage: Coverage, store: Store, workers: int, console: Console, again: bool
+    mutants: list[Mutant], coverage: Coverage, store: Store, console: Console, options: argparse.Namespace
 ) -> dict[Mutant, Outcome]:
     found: dict[Mutant, Outcome] = {}
-    tests = {mutant: coverage.tests(mutant.file, None if mutant.at_import else mutant.lines) for mutant in mutants}
+    tests = {
+        mutant: coverage.tests(mutant.file, None if mutant.at_import else mutant.lines, options.seconds)
+        for mutant in mutants
+    }
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("mutants", total=len(mutants))
-        if not again:
+        if not options.again:
             found = {mutant: known for mutant in mutants if (known := store.get(mutant, tests[mutant])) is not None}
         progress.advance(task, len(found))
         work = [
@@ -95,7 +107,7 @@ def _run(
             for number, mutant in enumerate(mutants)
             if mutant not in found
         ]
-        for done, (number, outcome) in enumerate(outcomes(work, coverage.seconds, workers)):
+        for done, (number, outcome) in enumerate(outcomes(work, coverage.seconds, options.workers)):
             mutant = mutants[number]
             found[mutant] = outcome
             store.put(mutant, tests[mutant], outcome)

@@ -10,40 +10,84 @@ __all__ = ["EQUIVALENT"]
 _ORDER = "only one of the two alternatives can match a value, whichever is tried first, and no one asks which it was"
 _SIZE = "MIL gives a product or an attention no operands whose sizes differ here, so that the letter binds the same"
 _BELOW = "the axis itself is never among these, by the guard before"
+_UNSURE = "what is neither True nor False is not sure, and these two are asked for by identity"
+_SYMMETRIC = "one is as large as the other where the other is as large as the one"
 _ABSOLUTE = "the absolute value of a difference is that of its opposite"
 _MORE = "a value comes up once more than needed, and each step says again what is known already"
 
 # (file, function) -> (before, after) -> why nothing changes
 EQUIVALENT: dict[tuple[str, str], dict[tuple[str, str], str]] = {
-    ("passes/attention.py", "FuseAttention.pattern"): {
+    ("passes/attention.py", "WrittenOut.pattern"): {
         (
-            "op.one_of('masking', add=op.add(x=scores, y=mask), none=scores)",
-            "op.one_of('masking', add=scores, none=op.add(x=scores, y=mask))",
+            "op.one_of('weighed', op=op.softmax(x=scores, axis=...), written=op.real_div(x=powers, y=total))",
+            "op.one_of('weighed', op=op.real_div(x=powers, y=total), written=op.softmax(x=scores, axis=...))",
         ): _ORDER,
     },
-    ("passes/attention.py", "FuseAttention.check"): {
-        (
-            "m.shapes(q='*B L E', k='*B S E' if m.keys == 'rows' else '*B E S', v='*B S D')",
-            "m.shapes(q='*B L EXX', k='*B S E' if m.keys == 'rows' else '*B E S', v='*B S D')",
-        ): _SIZE,
-        (
-            "m.shapes(q='*B L E', k='*B S E' if m.keys == 'rows' else '*B E S', v='*B S D')",
-            "m.shapes(q='*B L E', k='*B S E' if m.keys == 'rows' else '*B E S', v='*B S DXX')",
-        ): "the width of the values is asked nowhere",
-        ("'*B S E' if m.keys == 'rows' else '*B E S'", "'*B S EXX' if m.keys == 'rows' else '*B E S'"): _SIZE,
-        ("'*B S E' if m.keys == 'rows' else '*B E S'", "'*B S E' if m.keys == 'rows' else '*B E SXX'"): _SIZE,
-    },
-    ("passes/attention.py", "FuseAttention.rewrite"): {
+    ("passes/attention_writing.py", "scaled"): {
         ("factor /= float(number) or 1.0", "factor /= float(number) or 2.0"): (
             "the number is zero only where the factor is, and zero halved is zero"
         ),
         ("abs(factor - 1) > _FP32_STEP", "abs(1 - factor) > _FP32_STEP"): _ABSOLUTE,
     },
-    ("passes/attention.py", "_is_one"): {
+    ("passes/attention_writing.py", "_is_one"): {
+        ("abs(factor - 1) <= float(np.finfo(kind).eps)", "abs(1 - factor) <= float(np.finfo(kind).eps)"): _ABSOLUTE,
+    },
+    ("passes/attention_sites.py", "_equal"): {
         (
-            "abs(factor - 1) <= float(np.finfo(_FLOATS[dtype_name(m.q)]).eps)",
-            "abs(1 - factor) <= float(np.finfo(_FLOATS[dtype_name(m.q)]).eps)",
-        ): _ABSOLUTE,
+            "same_size(one, other) or (is_symbolic(one) and is_symbolic(other))",
+            "same_size(other, one) or (is_symbolic(one) and is_symbolic(other))",
+        ): _SYMMETRIC,
+    },
+    ("passes/attention_sites.py", "_regrouped"): {
+        (
+            "map(_equal, shape_of(op.x)[-2:], shape_of(op.outputs[0])[-2:])",
+            "map(_equal, shape_of(op.outputs[0])[-2:], shape_of(op.x)[-2:])",
+        ): _SYMMETRIC,
+    },
+    ("passes/attention_sites.py", "_check_batches"): {
+        ("map(same_size, last, theirs)", "map(same_size, theirs, last)"): _SYMMETRIC,
+    },
+    ("passes/attention_sites.py", "_broadcast"): {
+        ("map(same_size, query[:at], key[:at])", "map(same_size, key[:at], query[:at])"): _SYMMETRIC,
+    },
+    ("passes/rope.py", "Made.compare"): {
+        (
+            "((exact - original) ** 2).sum",
+            "((original - exact) ** 2).sum",
+        ): "the square of a difference is its opposite's",
+    },
+    ("passes/rope.py", "TabulateWave.pattern"): {
+        ("op.one_of('scaling', mul=scaled, none=wave)", "op.one_of('scaling', mul=wave, none=scaled)"): _ORDER,
+    },
+    ("passes/repeats.py", "_equal"): {
+        ("return None", "return 0"): _UNSURE,
+        (
+            "sympy.simplify(one[0] - other[0])",
+            "sympy.simplify(other[0] - one[0])",
+        ): "a difference is zero, or a number, where its opposite is",
+        (
+            "bool(difference == 0) if difference.is_number else None",
+            "bool(difference == 0) if difference.is_number else 0",
+        ): _UNSURE,
+    },
+    ("passes/repeats.py", "_Reader._condition"): {
+        ("return [None] * count", "return [0] * count"): _UNSURE,
+        (
+            "[_equal(a, b) for a, b in zip(*wide, strict=True)]",
+            "[_equal(b, a) for a, b in zip(*wide, strict=True)]",
+        ): "equality is symmetric",
+    },
+    ("passes/repeats.py", "_Reader._size"): {
+        ("(each < axis for each in added)", "(each <= axis for each in added)"): _BELOW,
+    },
+    ("passes/norms.py", "_peak"): {
+        (
+            "2.0 ** floor(log2(_LARGEST / prod((int(size) for size in sizes))) / 2)",
+            "2.0 * floor(log2(_LARGEST / prod((int(size) for size in sizes))) / 2)",
+        ): "2 to the 1 is 2 times 1, for 2 both are 4, for less both are cut to 1, and for more both to 4",
+    },
+    ("passes/norms.py", "_factors"): {
+        ("np.abs(g * a ** power - value)", "np.abs(value - g * a ** power)"): _ABSOLUTE,
     },
     ("passes/slots.py", "_Walk.mark"): {
         (
@@ -56,13 +100,13 @@ EQUIVALENT: dict[tuple[str, str], dict[tuple[str, str], str]] = {
     ("passes/slots.py", "_Walk.mask"): {
         ("self.slots.masks[name] = None", "self.slots.masks[name] = 0"): "a dictionary that serves as an ordered set",
     },
-    ("passes/slots.py", "_Walk.reduction"): {
+    ("passes/slots_moves.py", "_reduction"): {
         ("(each < axis for each in axes)", "(each <= axis for each in axes)"): _BELOW,
     },
-    ("passes/slots.py", "_Walk.squeeze"): {
+    ("passes/slots_moves.py", "_squeeze"): {
         ("(each < axis for each in gone)", "(each <= axis for each in gone)"): _BELOW,
     },
-    ("passes/slots.py", "_axis_before"): {
+    ("passes/slots_moves.py", "axis_before"): {
         ("(each < axis for each in added)", "(each <= axis for each in added)"): _BELOW,
     },
     ("passes/norms.py", "PrescaleNorm.rewrite"): {
@@ -80,6 +124,25 @@ EQUIVALENT: dict[tuple[str, str], dict[tuple[str, str], str]] = {
         (
             "op.one_of('squares', pow=op.pow(x=wide, y=2.0), mul=op.mul(x=wide, y=wide), square=op.square(x=wide))",
             "op.one_of('squares', pow=op.pow(x=wide, y=2.0), mul=op.square(x=wide), square=op.mul(x=wide, y=wide))",
+        ): _ORDER,
+        (
+            "op.one_of('reciprocal', rsqrt=op.rsqrt(x=total, epsilon=inside), power=op.pow(x=total, y=-0.5), "
+            "inverse=op.inverse(x=op.sqrt(x=total), epsilon=outside), division=op.real_div(x=1.0, y=op.sqrt(x=total)))",
+            "op.one_of('reciprocal', rsqrt=op.pow(x=total, y=-0.5), power=op.rsqrt(x=total, epsilon=inside), "
+            "inverse=op.inverse(x=op.sqrt(x=total), epsilon=outside), division=op.real_div(x=1.0, y=op.sqrt(x=total)))",
+        ): _ORDER,
+        (
+            "op.one_of('reciprocal', rsqrt=op.rsqrt(x=total, epsilon=inside), power=op.pow(x=total, y=-0.5), "
+            "inverse=op.inverse(x=op.sqrt(x=total), epsilon=outside), division=op.real_div(x=1.0, y=op.sqrt(x=total)))",
+            "op.one_of('reciprocal', rsqrt=op.rsqrt(x=total, epsilon=inside), "
+            "power=op.inverse(x=op.sqrt(x=total), epsilon=outside), inverse=op.pow(x=total, y=-0.5), "
+            "division=op.real_div(x=1.0, y=op.sqrt(x=total)))",
+        ): _ORDER,
+        (
+            "op.one_of('reciprocal', rsqrt=op.rsqrt(x=total, epsilon=inside), power=op.pow(x=total, y=-0.5), "
+            "inverse=op.inverse(x=op.sqrt(x=total), epsilon=outside), division=op.real_div(x=1.0, y=op.sqrt(x=total)))",
+            "op.one_of('reciprocal', rsqrt=op.rsqrt(x=total, epsilon=inside), power=op.pow(x=total, y=-0.5), "
+            "inverse=op.real_div(x=1.0, y=op.sqrt(x=total)), division=op.inverse(x=op.sqrt(x=total), epsilon=outside))",
         ): _ORDER,
         (
             "op.one_of('narrowed', no=inverse, yes=op.cast(x=inverse, dtype='fp16'))",

@@ -12,6 +12,7 @@ import importlib.abc
 import importlib.machinery
 import inspect
 import json
+import math
 import os
 import resource
 import signal
@@ -23,6 +24,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
+from itertools import accumulate
 from pathlib import Path
 from types import CodeType, FrameType, ModuleType
 from typing import Any, TextIO
@@ -74,8 +76,8 @@ def _modules_of(tests: list[Path]) -> list[str]:
         before = set(sys.modules)
         _pytest([*map(str, tests), "--collect-only"])
         names = [name for name in sys.modules if name not in before and importable(name)]
-        late = {name for name in names if _imports_passes(sys.modules[name])}
-        return [name for name in names if name not in late and not _is_late(name)]
+        late = _late_among(names)
+        return [name for name in names if name not in late]
 
     def importable(name: str) -> bool:
         spec = getattr(sys.modules[name], "__spec__", None)
@@ -84,12 +86,26 @@ def _modules_of(tests: list[Path]) -> list[str]:
     return list(_in_child(collect))
 
 
-def _imports_passes(module: ModuleType) -> bool:
-    """Whether something that a module of milopt holds comes from the passes."""
-    if not module.__name__.startswith("milopt"):
-        return False
+def _late_among(names: list[str]) -> set[str]:
+    """The passes, the modules of milopt that hold something of theirs, what holds those's, and all packages' modules.
+
+    To import a module is to import its package first.
+    """
+    late = set(filter(_is_late, sys.modules))
+    origins = {name: _origins(sys.modules[name]) for name in names if name.startswith("milopt")}
+    while found := {name for name in origins if name not in late and (origins[name] | {_package(name)}) & late}:
+        late |= found
+    return late
+
+
+def _package(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _origins(module: ModuleType) -> set[str]:
+    """The modules that what a module holds comes from."""
     held = list(vars(module).values())
-    return any(_is_late(str(getattr(each, "__module__", "") or getattr(each, "__name__", ""))) for each in held)
+    return {str(getattr(each, "__module__", "") or getattr(each, "__name__", "")) for each in held}
 
 
 def _pytest(arguments: list[str], plugins: Sequence[object] = ()) -> int:
@@ -133,8 +149,8 @@ class Coverage:
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     failed: list[str] = field(default_factory=list[str])
 
-    def tests(self, file: str, lines: Iterable[int] | None = None) -> list[str]:
-        """The tests that run one of ``lines`` of a file, the fastest first.
+    def tests(self, file: str, lines: Iterable[int] | None = None, most: float = math.inf) -> list[str]:
+        """The tests that run one of ``lines`` of a file, the fastest first, as many as take ``most`` seconds together.
 
         Without ``lines``, those that run any of them, and those that run none but ask what the passes declare.
         """
@@ -142,7 +158,11 @@ class Coverage:
         found = {test for line in (known if lines is None else lines) for test in known.get(line, ())}
         if lines is None:
             found.update(self.asking())
-        return sorted(found, key=lambda test: (self.seconds[test], test))
+        tests = sorted(found, key=lambda test: (self.seconds[test], test))
+        spent = accumulate(self.seconds[test] for test in tests)
+        return [
+            test for test, seconds in zip(tests, spent, strict=True) if seconds <= max(most, self.seconds[tests[0]])
+        ]
 
     def asking(self) -> set[str]:
         """The tests whose files import the package of the passes as a whole."""

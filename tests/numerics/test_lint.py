@@ -122,6 +122,70 @@ def test_what_it_names_repairs_it() -> None:
     assert left <= {"near", "epsilon"}  # the embedding itself, and a subnormal factor
 
 
+def gated(*, normed: bool) -> Program:
+    """A layer that takes the stream as it is and norms what it gives to it, as EXAONE-4's: its product leaves fp16.
+
+    ``normed`` is one that norms what it takes, and whose last weight is large.
+    """
+    rng = np.random.default_rng(0)
+    table = (rng.standard_normal((4, WIDTH)) * 4).astype(F16)
+    table[:, 3] = 2e4
+    weights = [(rng.standard_normal((WIDTH, WIDTH)) / 4).astype(F16) for _ in range(3)]
+
+    @mb.program(input_specs=[mb.TensorSpec((1, 4), types.int32)], opset_version=target.iOS17)
+    def built(ids: Any) -> Any:
+        x = mb.gather(x=table, indices=ids, axis=0, name="embedding")
+        taken = rms(x, "before") if normed else x
+        gate, up = (mb.linear(x=taken, weight=each) for each in weights[:2])
+        product = mb.mul(x=mb.silu(x=gate), y=up, name="product")
+        down = mb.linear(x=product, weight=weights[2] * F16(6e4) if normed else weights[2], name="down")
+        x = mb.add(x=x, y=down if normed else rms(down, "after"), name="sum")
+        return mb.identity(x=rms(x, "norm"), name="out")
+
+    return built
+
+
+def test_what_no_pass_repairs() -> None:
+    """A product beyond fp16 in a branch that begins without a norm; and what is computed from it."""
+    model = load(gated(normed=False))
+    report = lint(model)
+    found = {each.place: each for each in of(report, "overflow")}
+    assert (found["product"].repair, found["product"].why) == (
+        "",
+        "this mul makes it of values that fp16 holds, and scale-residual scales only sums that end in norms",
+    )
+    assert found["down"].why == "it is computed from 'product'"
+    assert {each.place for each in report.findings if each.why} == {"product", "down"}
+    lines = str(report).splitlines()
+    assert lines[1].startswith("  main: mul 'product': ")
+    assert lines[1].endswith("; no pass repairs it: " + found["product"].why)
+    assert lines[-1] == "repaired by no pass: 2"
+    assert found["product"].to_json()["why"] == found["product"].why
+    # it is as it says
+    Pipeline.parse("fp16-safe-norm,scale-residual").run(model)
+    assert not np.isfinite(evaluate(model.program, {"ids": IDS})["out"]).all()
+
+
+def test_a_layer_of_the_stream_is_repaired_with_it() -> None:
+    model = load(gated(normed=True))
+    found = {each.place: each for each in of(lint(model), "overflow") if each.repair != "fp16-safe-norm"}
+    assert {name: each.repair for name, each in found.items()} == dict.fromkeys(("down", "sum"), "scale-residual")
+    Pipeline.parse("fp16-safe-norm,scale-residual").run(model)
+    assert not of(lint(model), "overflow")
+
+
+def test_a_stream_that_can_not_be_scaled() -> None:
+    @mb.program(input_specs=[mb.TensorSpec((1, 4), types.int32)], opset_version=target.iOS17)
+    def built(ids: Any) -> Any:
+        x = mb.gather(x=np.eye(4, WIDTH).astype(F16) * F16(4e4), indices=ids, axis=0)
+        return mb.tanh(x=mb.add(x=x, y=x, name="sum"), name="out")
+
+    report = lint(load(built))
+    (found,) = of(report, "overflow")
+    assert found.why == "scale-residual stays away, the stream flows into tanh, which is no norm"
+    assert report.repairs == ()
+
+
 def test_a_sound_program() -> None:
     report = lint(model_of(sound=True))
     assert not report

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from milopt.metrics import Lossy
 from milopt.mil import Program, get_new_symbol, mb, target, types
 from milopt.package import load
+from milopt.passes import attention_writing
 from milopt.passes.attention import FuseAttention, FuseSdpa
 from milopt.reports import Report
 from milopt.rules import apply
 from milopt.text import text
+from milopt.verify import compare
 
 from .support import assert_same, op_types, twice
 
@@ -268,6 +270,26 @@ def test_fp16_scale_that_fp16_can_only_round_is_judged_by_another_metric() -> No
     for options in others:
         exact = FuseSdpa().run(load(attention(**options)))
         assert (exact.applied, exact.notes, exact.metric) == (1, [], None)
+
+
+def test_a_wrong_scale_is_rejected_by_that_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metric that allows for the rounding of 1/sqrt(8) still sees a scale that is 1/32 off, and one left out."""
+    build: dict[str, Any] = {"scale": 1 / sqrt(E), "dtype": types.fp16}
+    before = load(attention(**build))
+    after = before.clone()
+    report = FuseSdpa().run(after)
+    assert report.metric is not None
+    assert compare(before, after, metric=report.metric)
+    exact: Any = attention_writing.scaled
+    for factor in (1 + 1 / 32, 1 - 1 / 32, sqrt(E), 1 / sqrt(E)):
+
+        def planted(op: Any, var: Any, scale: float, factor: float = factor) -> Any:
+            return exact(op, var, scale * factor)
+
+        monkeypatch.setattr(attention_writing, "scaled", planted)
+        wrong = before.clone()
+        assert FuseSdpa().run(wrong).applied == 1
+        assert not compare(before, wrong, metric=report.metric)
 
 
 def test_nothing_is_left_to_do_after_the_first_time() -> None:

@@ -1,4 +1,4 @@
-"""Attention in packages that others have published: sites found, fused, and refused with a reason."""
+"""Attention in packages that others have published: sites found, fused, refused with a reason; caches left alone."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ PACKAGES = {
     "stories260K/stories260K_ios16_sparse50": Found(5, 0, 5),
     "stories260K/stories260K_ios18_prefill64": Found(5, 0, 5),
     "stories260K/stories260K_ios18_stateful": Found(0, 5, 5),
+    "stories260K/stories260K_ios18_stateful_int4blk": Found(0, 5, 5),
+    "stories260K/stories260K_ios18_stateful_pal4g16": Found(0, 5, 5),
     "stories260K/stories260K_ios18_multifunction": Found(5, 5, 10),
     "graphs/whispertiny_Encoder": Found(4, 0, 4),
     "graphs/whispertiny_Decoder": Found(8, 0, 8),
@@ -69,7 +71,7 @@ def test_sites_are_fused_and_packed(name: str, tmp_path_factory: pytest.TempPath
     assert start["softmax"] == found.written + found.other
     assert start["scaled_dot_product_attention"] == found.fused
 
-    report = Pipeline.parse("canonicalize,fuse-sdpa,pack-gqa").run(model)
+    report = Pipeline.parse("canonicalize,fuse-sdpa,kv-to-state,pack-gqa").run(model)
     left = counts(model)
     refused = found.written + found.fused - found.after
     assert left["scaled_dot_product_attention"] == found.after, str(report)
@@ -77,6 +79,9 @@ def test_sites_are_fused_and_packed(name: str, tmp_path_factory: pytest.TempPath
     assert left["tile"] == found.tiles, str(report)
     misses = [miss.reason for miss in report.parts[1].misses if miss.declined]
     assert misses == [REASONS[name]] * refused if refused else not misses
+    # none of them hands a cache in and out: it is in states, or there is none
+    states, none = report.parts[2], "no output is a concat of an input and something new"
+    assert (states.applied, states.notes) == (0, [f"{function}: {none}" for function in model.functions])
     metric = report.parts[1].metric or Exact()
     assert (verdict := compare(before, model, trials=1, metric=metric)), str(verdict)
     assert not FuseSdpa().run(model)

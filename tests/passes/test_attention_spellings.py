@@ -91,11 +91,46 @@ def test_refuses_with_its_reason(broken: str) -> None:
     assert text(program) == before
 
 
-def test_a_number_that_is_not_minus_infinity_is_refused() -> None:
-    program = spelled(Spelling(mask="select computed, -1e4", broken="selected -5"))
-    report = apply(FuseAttention(), program)
+def filled(low: float, factor: float = 1.0) -> Program:
+    """``low`` in the place of the scores of the first key, and a factor after it."""
+    specs = [mb.TensorSpec((1, 2, 3, 8)), mb.TensorSpec((1, 2, 5, 8)), mb.TensorSpec((1, 2, 5, 6))]
+    keep: Any = np.arange(5)[None, None, None] > 0
+
+    @mb.program(input_specs=specs, opset_version=target.iOS18)
+    def program(q: Any, k: Any, v: Any) -> Any:
+        scores = mb.select(
+            cond=np.broadcast_to(keep, (1, 1, 3, 5)), a=mb.matmul(x=q, y=k, transpose_y=True), b=np.float32(low)
+        )
+        scores = mb.mul(x=scores, y=np.float32(factor)) if factor != 1 else scores
+        return mb.matmul(x=mb.softmax(x=scores, axis=-1), y=v)
+
+    return program
+
+
+@pytest.mark.parametrize(
+    ("low", "factor", "in_the_end"),
+    [(-5, 1, "-5"), (-1e3, 1, "-1000"), (-9984, 1, "-9984"), (-2e4, 0.25, "-5000"), (-39968, 0.25, "-9992")],
+)
+def test_a_number_that_is_not_minus_infinity_is_refused(low: float, factor: float, in_the_end: str) -> None:
+    report = apply(FuseAttention(), filled(low, factor))
     assert not report
-    assert "-5 in the place of scores is not minus infinity" in [miss.reason for miss in report.misses]
+    assert f"{in_the_end} in the place of scores is not minus infinity" in [miss.reason for miss in report.misses]
+
+
+@pytest.mark.parametrize(("low", "factor"), [(-1e4, 1), (-4e4, 0.25), (-np.inf, 1)])
+def test_a_number_as_low_as_masks_have_is_minus_infinity(low: float, factor: float) -> None:
+    program = filled(low, factor)
+    assert holds(FuseAttention(), program)
+    assert apply(FuseAttention(), program).applied == 1
+
+
+def test_minus_a_thousand_is_not_low_beside_low_scores() -> None:
+    """Where all scores are -2000, the one that was replaced by -1000 takes all the weight."""
+    rng = np.random.default_rng(3)
+    q: Any = np.full((1, 2, 3, 8), 16.0)
+    inputs: dict[str, Any] = {"q": q, "k": -q[:, :, :1].repeat(5, 2), "v": rng.standard_normal((1, 2, 5, 6))}
+    (made,) = evaluate(filled(-1e3), inputs, precision="float64").values()
+    np.testing.assert_allclose(made, inputs["v"][:, :, :1].repeat(3, 2), rtol=1e-6)  # v is handed in as fp32
 
 
 def masked_rows(low: float) -> Program:

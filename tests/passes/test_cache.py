@@ -220,6 +220,16 @@ def test_descriptions_and_metadata_say_what_changed() -> None:
     )
 
 
+def test_what_was_said_of_a_mask_is_kept() -> None:
+    model = load(decoder())
+    model.describe("main", "mask", "0 where a query may look.")
+    assert KvToState().run(model)
+    assert model.text_of(None, "mask") == (
+        "0 where a query may look. (since kv-to-state: mask over the 8 slots of the states: column j is slot j, "
+        "and the new tokens are slots current_pos and following)"
+    )
+
+
 def _past_used(args: Any, presents: Any) -> Any:
     return mb.relu(x=args["past_key_0"], name="peek")
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from milopt.interpreter import evaluate, make_state
-from milopt.mil import is_state, shape_of
-from milopt.package import Model
+from milopt.mil import Program, is_state, mb, shape_of, target, types
+from milopt.package import Model, load
 from milopt.passes.cache import KvToState
 from milopt.reports import Report
 from milopt.text import text
@@ -106,6 +106,26 @@ def test_flexible_programs_read_a_prefix(position: str) -> None:
     assert states_of(made) == LAYOUTS["pair"]
 
 
+def test_what_masks_and_the_position_mean_is_said() -> None:
+    made, _ = agree(model(layers=SLIDING, window=4), update="ring")
+    assert made.text_of("q4", "sliding_mask") == (
+        "Mask over the 7 slots of a ring: token t is in slot t mod 7, and column j is about the newest token "
+        "t < current_pos + Q with t mod 7 = j, if there is one."
+    )
+    assert made.text_of("q4", "causal_mask").startswith("Mask over the 12 slots of the states: column j is slot j")
+    assert made.text_of("q4", "current_pos") == (
+        "The first slot the new tokens are written to; current_pos + Q must not exceed 12. "
+        "Their slots in a ring are the remainders by its size."
+    )
+    made, _ = agree(model(layers=ROLLING))
+    assert made.text_of("q4", "current_pos") == (
+        "The position of the first new token, counted from 0; its slot is the remainder by the ring's size."
+    )
+    made, _ = agree(flexible())
+    assert made.text_of(None, "causal_mask") == ""  # its columns are what they were
+    assert made.text_of(None, "current_pos").startswith("The first slot the new tokens are written to")
+
+
 def test_positions_tell_the_slot() -> None:
     made, report = agree(model(), position="position_ids")
     assert "current_pos" not in made.function().inputs
@@ -130,6 +150,11 @@ REFUSALS: dict[str, tuple[Callable[[], Model], dict[str, Any], str]] = {
         lambda: _without_metadata(flexible()),
         {},
         "its shape is flexible: say how many slots there are (context=N)",
+    ),
+    "a select in every slot for any number of tokens": (
+        flexible,
+        {"update": "mask"},
+        "a call takes any number of tokens, and update=mask needs to know how many",
     ),
     "all slots of flexible shapes": (flexible, {"read": "full"}, "its shape is not static"),
     "a context shorter than a call": (model, {"context": 3}, "a call takes 4 tokens, the context is 3"),
@@ -166,6 +191,79 @@ def test_refuses_with_its_reason(case: str) -> None:
     assert not report
     assert reason in [miss.reason for miss in report.misses]
     assert text(made) == before
+
+
+@pytest.mark.parametrize("how", ["slices", "split", "gathered"])
+def test_one_past_for_all_layers_is_refused(how: str) -> None:
+    """The keys and values of all layers in one input, and one output: none of them is a tensor of its own."""
+    made = load(one_past(how))
+    before = text(made)
+    report = KvToState().run(made)
+    assert not report
+    reason = "input past holds the pasts of several tensors: give each an input of its own"
+    assert [(miss.place, miss.reason) for miss in report.misses] == [("whole_0", reason)]
+    assert text(made) == before
+
+
+def one_past(how: str) -> Program:
+    specs = [mb.TensorSpec((1, 2, 1, SIZE), types.fp16), mb.TensorSpec((4, 2, 5, SIZE), types.fp16)]
+
+    @mb.program(input_specs=[*specs, mb.TensorSpec((1, 1, 1, 6), types.fp16)], opset_version=target.iOS18)
+    def program(x: Any, past: Any, mask: Any) -> Any:
+        parts = mb.split(x=past, num_splits=4, axis=0) if how == "split" else [None] * 4
+        wholes: list[Any] = []
+        for layer in range(2):
+            pair: list[Any] = []
+            for at in (2 * layer, 2 * layer + 1):
+                old = parts[at]
+                if how == "slices":
+                    old = mb.slice_by_index(x=past, begin=[at, 0, 0, 0], end=[at + 1, 2, 5, SIZE])
+                elif how == "gathered":
+                    old = mb.expand_dims(x=mb.gather(x=past, indices=at, axis=0), axes=[0])
+                pair.append(mb.concat(values=[old, mb.relu(x=x)], axis=2, name=f"whole_{at}"))
+            x = mb.scaled_dot_product_attention(query=x, key=pair[0], value=pair[1], attn_mask=mask)
+            wholes += pair
+        return mb.identity(x=x, name="hidden"), mb.concat(values=wholes, axis=0, name="present")
+
+    return program
+
+
+def part_of_a_past(how: str) -> Program:
+    half = types.fp32 if how == "cast" else types.fp16
+    specs = [mb.TensorSpec((2, 2, 5, SIZE), half), mb.TensorSpec((1, 2, 1, SIZE), types.fp16)]
+
+    @mb.program(input_specs=specs, opset_version=target.iOS18)
+    def program(past: Any, x: Any) -> Any:
+        new = mb.relu(x=x)
+        if how == "moved":
+            whole = mb.reshape(x=mb.transpose(x=past, perm=[0, 2, 1, 3]), shape=[1, 2, 10, SIZE])
+            return mb.concat(values=[whole, new], axis=2, name="whole")
+        held = mb.cast(x=past, dtype="fp16") if how == "cast" else past
+        old = mb.slice_by_size(x=held, begin=[0, 0, 0, 0], size=[1, 2, 5, SIZE])
+        if how == "computed":
+            old = mb.relu(x=old)
+        if how == "interleaved":
+            old = mb.slice_by_index(x=old, begin=[0, 0, 0, 0], end=[1, 2, 1, SIZE])
+        values = [old, new, new] if how == "three" else [old, new]
+        whole = mb.concat(values=values, axis=2, interleave=how == "interleaved", name="whole")
+        if how == "kept inside":
+            return mb.reduce_sum(x=whole)
+        stacked = mb.stack(values=[whole, whole], axis=0)
+        return mb.squeeze(x=mb.cast(x=stacked, dtype="fp32"), axes=[1], name="present")
+
+    return program
+
+
+@pytest.mark.parametrize("how", ["stacked", "cast"])
+def test_parts_of_a_past_that_go_out_beside_others(how: str) -> None:
+    report = KvToState().run(load(part_of_a_past(how)))
+    assert [(miss.place, miss.declined) for miss in report.misses] == [("whole", True)]
+
+
+@pytest.mark.parametrize("how", ["moved", "computed", "interleaved", "three", "kept inside"])
+def test_what_is_no_part_of_a_past(how: str) -> None:
+    report = KvToState().run(load(part_of_a_past(how)))
+    assert (report.misses, report.notes) == ([], ["main: no output is a concat of an input and something new"])
 
 
 def test_advice_has_the_number_of_its_constraint() -> None:

@@ -44,14 +44,67 @@ DECLARED: dict[str, tuple[tuple[str, ...], int, Metric, dict[str, Any]]] = {
         {"layout": "pair", "update": "slice", "context": 0, "read": "auto", "position": "current_pos"},
     ),
     "state-to-kv": (("kv-to-state",), 6, Exact(), {}),
-    "linear-to-conv": (("canonicalize", "fuse-sdpa", "kv-to-state"), 6, Exact(), {}),
+    "contract": (
+        ("canonicalize", "fp16-safe-norm", "rope-table", "fuse-sdpa", "kv-to-state"),
+        9,
+        Exact(),
+        {"style": "apple", "hub": "", "context": 0},
+    ),
+    "linear-to-conv": (("canonicalize", "fuse-sdpa", "kv-to-state"), 6, Exact(), {"tied": "copy"}),
+    "conv1x1-to-linear": (("canonicalize",), 6, Exact(), {"images": False}),
+    "layout-bc1s": (
+        ("canonicalize", "fuse-sdpa", "kv-to-state", "pack-gqa", "decompose-sdpa", "linear-to-conv"),
+        6,
+        Exact(),
+        {"sequence": 64},
+    ),
+    "split-head": (
+        ("canonicalize", "linear-to-conv", "layout-bc1s"),
+        6,
+        Exact(),
+        {"slices": 0, "limit": 16384, "output": "logits", "k": 8},
+    ),
+    "dma-notch": (
+        ("linear-to-conv", "layout-bc1s", "split-head", "palettize", "quantize"),
+        6,
+        Exact(),
+        {"within": 16384, "period": 1048576},
+    ),
     "palettize": (
         NORMS,
         7,
         Lossy(min_snr_db=0.5),
-        {"bits": 6, "granularity": "grouped-channel", "group_size": 16, "min_elements": 2048, "embedding": True},
+        {
+            "bits": 6,
+            "granularity": "grouped-channel",
+            "group_size": 16,
+            "axis": None,
+            "per_channel_scale": False,
+            "cluster_dim": 1,
+            "weighting": "none",
+            "feedback": False,
+            "calibration": "",
+            "recompress": False,
+            "min_elements": 2048,
+            "embedding": True,
+        },
     ),
-    "quantize": (NORMS, 9, Lossy(min_snr_db=0.5), {"dtype": "int4", "block_size": 32, "min_elements": 2048}),
+    "quantize": (
+        NORMS,
+        7,
+        Lossy(min_snr_db=0.5),
+        {
+            "dtype": "int4",
+            "granularity": "block",
+            "block_size": 32,
+            "axis": None,
+            "symmetric": True,
+            "clip": "minmax",
+            "recompress": False,
+            "min_elements": 2048,
+        },
+    ),
+    "decompress": ((), 6, Exact(), {}),
 }
 
 
@@ -77,8 +130,8 @@ def test_what_is_handed_on_is_frozen() -> None:
     found = {value for module in modules() for value in vars(module).values() if dataclasses.is_dataclass(value)}
     own: list[Any] = [each for each in found if getattr(each, "__module__", "").startswith("milopt.passes.")]
     thawed = {each.__name__ for each in own if not each.__dataclass_params__.frozen}
-    assert thawed == {"Made", "Slots", "Weight", "_Stream", "_Summary", "_Way"}
-    assert {"Pair", "Place", "Tabulated", "PalettePlan", "Plan", "_Facts"} <= {each.__name__ for each in own}
+    assert thawed == {"CompressionReport", "Made", "Plan", "Slots", "Totals", "Weight", "_Stream", "_Way"}
+    assert {"Pair", "Place", "Tabulated", "PalettePlan", "Plan", "_Norm"} <= {each.__name__ for each in own}
 
 
 def test_the_folder_is_no_package_of_its_own() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,8 +13,9 @@ from milopt.interpreter import evaluate
 from milopt.metrics import Lossy
 from milopt.mil import Program, get_new_symbol, mb, target, types
 from milopt.package import load
-from milopt.passes.decomposition import DecomposeSdpa
+from milopt.passes.decomposition import DecomposeSdpa, RestyleAttention
 from milopt.pipeline import Pipeline
+from milopt.rules import apply
 from milopt.testing import check_pass, holds
 from milopt.text import text
 from milopt.verify import compare
@@ -34,6 +35,8 @@ def fused(mask: str = "rows", *, rows: Any = 5, kind: Any = types.fp32, groups: 
         "bool": (1, 1, rows, 6),
         "low": (rows, 6),
         "heads": (1, heads, rows, 6),
+        "heads, rank 3": (heads, rows, 6),
+        "all heads, rank 3": (1, rows, 6),
     }
     specs = [
         mb.TensorSpec((1, heads, rows, size), kind),
@@ -58,7 +61,7 @@ def fused(mask: str = "rows", *, rows: Any = 5, kind: Any = types.fp32, groups: 
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("mask", ["none", "rows", "row", "bool", "low", "heads"])
+@pytest.mark.parametrize("mask", ["none", "rows", "row", "bool", "low", "heads", "heads, rank 3", "all heads, rank 3"])
 @pytest.mark.parametrize("style", STYLES)
 def test_every_style_computes_the_same(style: Any, mask: str, groups: int) -> None:
     program = fused(mask, groups=groups)
@@ -174,6 +177,73 @@ def test_below_ios18_matmuls_stay() -> None:
     assert "it is written as matmuls already" in [miss.reason for miss in report.misses]
 
 
+def plain(lead: tuple[int, ...], mask: Any = None, *, rows: Any = 5, kind: Any = types.fp32) -> Program:
+    """Attention of 6 keys; ``mask`` is a constant, or the shape of an input."""
+    specs = [mb.TensorSpec((*lead, rows, 8), kind), mb.TensorSpec((*lead, 6, 8), kind)]
+    given = isinstance(cast("object", mask), tuple)
+
+    def three(q: Any, k: Any, m: Any) -> Any:
+        return mb.scaled_dot_product_attention(query=q, key=k, value=mb.relu(x=k), attn_mask=m, name="out")
+
+    def two(q: Any, k: Any) -> Any:
+        masks = {} if mask is None else {"attn_mask": mask}
+        return mb.scaled_dot_product_attention(query=q, key=k, value=mb.relu(x=k), **masks, name="out")
+
+    if given:
+        return mb.program(input_specs=[*specs, mb.TensorSpec(mask, kind)], opset_version=target.iOS18)(three)
+    return mb.program(input_specs=specs, opset_version=target.iOS18)(two)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_one_head(style: Any) -> None:
+    program = plain((1, 1), (1, 1, 5, 6))
+    assert holds(DecomposeSdpa(style=style, rows=2), program)
+    model = load(program)
+    DecomposeSdpa(style=style, rows=2).run(model)
+    assert ("concat" in op_types(model.program)) == (style == "sliced-q")
+
+
+def test_slices_of_queries_without_heads() -> None:
+    program = plain((2,), (2, 5, 6))
+    assert holds(DecomposeSdpa(style="sliced-q", rows=2), program)
+    assert holds(DecomposeSdpa(style="sliced-q", rows=5), program)
+    model = load(program)
+    DecomposeSdpa(style="sliced-q", rows=5).run(model)
+    assert "concat" not in op_types(model.program)
+
+
+def causal(low: float, *, empty: bool = False) -> Any:
+    """A constant mask that leaves the first row one key, or none."""
+    keep = np.tril(np.ones((5, 6), bool), -1 if empty else 0)
+    return np.where(keep, 0, low).astype(np.float32)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("low", [-np.inf, -1e30, -4e4, -1e4])
+def test_constant_masks_are_finite(low: float, style: Any) -> None:
+    """What is below the fill of masks is raised to it, where every row keeps a key."""
+    program = plain((1, 2), causal(low))
+    assert holds(DecomposeSdpa(style=style, rows=2), program)
+    model = load(program)
+    DecomposeSdpa(style=style, rows=2).run(model)
+    assert ("maximum" in op_types(model.program)) == (low < -4e4)
+
+
+def test_a_constant_mask_that_empties_a_row_stays() -> None:
+    """Raised to the same number for all keys it would be the mean of all values, and not what it was."""
+    program = plain((1, 2), causal(-1e30, empty=True))
+    assert holds(DecomposeSdpa(), program)
+    model = load(program)
+    DecomposeSdpa().run(model)
+    assert "maximum" not in op_types(model.program)
+
+
+def test_a_mask_of_an_unknown_number_of_rows_is_not_sliced() -> None:
+    report = DecomposeSdpa(style="sliced-q", rows=2).run(load(plain((1, 2), (1, 1, get_new_symbol(), 6))))
+    assert not report
+    assert [(miss.place, miss.reason) for miss in report.misses] == [("m", "the mask has an unknown number of rows")]
+
+
 REFUSALS = {
     ("per-head", "rank 3"): "of rank 3, it has no axis of heads",
     ("sliced-q", "queries"): "the number of queries is not known",
@@ -192,7 +262,91 @@ def test_refuses_with_its_reason(style: Any, what: str) -> None:
 
     report = DecomposeSdpa(style=style).run(load(program))
     assert not report
-    assert [miss.reason for miss in report.misses] == [REFUSALS[style, what]]
+    assert [(miss.place, miss.reason) for miss in report.misses] == [("q", REFUSALS[style, what])]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_sizes_that_are_not_known(style: Any) -> None:
+    size = get_new_symbol()
+    specs = [mb.TensorSpec((1, 2, 3, size)), mb.TensorSpec((1, 2, 5, size))]
+
+    @mb.program(input_specs=specs, opset_version=target.iOS18)
+    def program(q: Any, k: Any) -> Any:
+        return mb.scaled_dot_product_attention(query=q, key=k, value=k)
+
+    report = DecomposeSdpa(style=style, rows=2).run(load(program))
+    assert [(miss.place, miss.reason) for miss in report.misses] == [("q", "the head size is not known")]
+
+
+@pytest.mark.parametrize("style", ["per-head", "split-einsum"])
+def test_heads_of_unknown_number(style: Any) -> None:
+    heads = get_new_symbol()
+    report = DecomposeSdpa(style=style).run(load(plain((1, heads))))
+    assert [(miss.place, miss.reason) for miss in report.misses] == [("q", "the number of heads is not known")]
+
+
+def written(*, heads: int = 2, keys: int = 2, rows: int = 3, opset: Any = target.iOS16) -> Program:
+    specs = [mb.TensorSpec((1, heads, rows, 8)), mb.TensorSpec((1, keys, 5, 8)), mb.TensorSpec((1, keys, 5, 6))]
+
+    @mb.program(input_specs=specs, opset_version=opset)
+    def program(q: Any, k: Any, v: Any) -> Any:
+        weights = mb.softmax(x=mb.matmul(x=q, y=k, transpose_y=True), axis=-1)
+        return mb.matmul(x=weights, y=v, name="out")
+
+    return program
+
+
+@pytest.mark.parametrize(
+    ("style", "rows", "built", "place", "reason"),
+    [
+        ("sliced-q", 3, written(), "q", "3 queries are no more than a slice"),
+        ("per-head", 1, written(heads=1, keys=1), "q", "it has one head"),
+        ("split-einsum", 1, written(heads=1, keys=1), "q", "it has one head"),
+        ("per-head", 1, written(keys=1), "q", "q, k and v differ in batch"),
+        ("matmul", 1, written(), "q", "it is written as matmuls already"),
+        ("per-head", 1, written(opset=target.iOS18), "out", "the op exists in iOS18: fuse-sdpa comes first"),
+        ("per-head", 1, spelled(Spelling(opset=target.iOS16, keys="einsum")), "", "it is an einsum already"),
+    ],
+)
+def test_what_is_written_out_and_stays(style: Any, rows: int, built: Program, place: str, reason: str) -> None:
+    before = text(built)
+    report = apply(RestyleAttention(style, rows), built)
+    assert not report
+    assert text(built) == before
+    declined = [miss for miss in report.misses if miss.declined]
+    assert [miss.reason for miss in declined] == [reason]
+    assert place in ("", declined[0].place)
+
+
+def test_more_queries_than_a_slice() -> None:
+    model = load(written())
+    assert DecomposeSdpa(style="sliced-q", rows=2).run(model)
+    assert op_types(model.program).count("softmax") == 2
+
+
+def test_what_is_left_out() -> None:
+    assert DecomposeSdpa() == DecomposeSdpa(style="matmul", rows=512)
+    assert DecomposeSdpa(rows=1).rows == 1
+
+
+def test_two_heads_are_written_apart() -> None:
+    built = written()
+    assert apply(RestyleAttention("per-head", 1), built).applied == 1
+    assert op_types(built).count("softmax") == 2
+
+
+def test_queries_without_heads_are_counted_too() -> None:
+    unknown = DecomposeSdpa(style="sliced-q", rows=2).run(load(plain((2,), rows=get_new_symbol())))
+    assert [miss.reason for miss in unknown.misses] == ["the number of queries is not known"]
+    specs = [mb.TensorSpec((2, 3, 8)), mb.TensorSpec((2, 5, 8))]
+
+    @mb.program(input_specs=specs, opset_version=target.iOS16)
+    def program(q: Any, k: Any) -> Any:
+        return mb.matmul(x=mb.softmax(x=mb.matmul(x=q, y=k, transpose_y=True), axis=-1), y=k)
+
+    report = apply(RestyleAttention("sliced-q", 3), program)
+    assert [miss.reason for miss in report.misses if miss.declined] == ["3 queries are no more than a slice"]
+    assert apply(RestyleAttention("sliced-q", 2), program).applied == 1
 
 
 def test_options_as_text() -> None:

@@ -159,6 +159,44 @@ def test_several_forms_that_differ_are_refused() -> None:
     assert exact_frequencies(row, 7).form == Dynamic(1e6, ratio=12.0)
 
 
+def test_forms_that_differ_by_less_than_fp16_shows() -> None:
+    """2**-12 rad at the last position is the most that two forms may be apart."""
+    row = Dynamic(1e6, ratio=12.0).frequencies(8).astype(np.float16)
+    apart = max(abs(Dynamic(1e6, ratio=12.0).frequencies(8) - Dynamic(5e5, ratio=22.0).frequencies(8)))
+    last = int(2.0**-12 / apart)
+    assert exact_frequencies(row, last).form == Dynamic(1e6, ratio=12.0)
+    assert exact_frequencies(row, last + 1).form is None
+
+
+def test_the_largest_number_of_fp16() -> None:
+    """What rounds to it ends half way to the next number that there would be."""
+    assert fit_theta(np.array([65504, 1], np.float16)) is None
+    found = exact_frequencies(np.array([1, 65504], np.float16), wavelengths=True)
+    assert found.form is not None
+    assert 65488**2 <= found.form.base <= 65520**2
+
+
+@pytest.mark.parametrize("turning", [2, 3, 7])
+def test_frequencies_with_zeros_at_the_end(turning: int) -> None:
+    form = Proportional(1e4, turning=turning)
+    assert exact_frequencies(form.frequencies(8).astype(np.float16)).form == form
+
+
+def test_zeros_in_between_are_no_form() -> None:
+    row = Plain(1e4).frequencies(8).astype(np.float16)
+    row[3] = 0
+    assert exact_frequencies(row).form is None
+    assert exact_frequencies(np.array([1, 0, 0, 0], np.float16)).form is None
+
+
+def test_two_frequencies_have_a_theta() -> None:
+    assert fit_theta(np.array([1, 0.01], np.float16)) == (1e4, 1)
+    assert fit_theta(np.array([1], np.float16)) is None
+    assert fit_theta(np.array([0, 0.5], np.float16)) is None
+    assert fit_theta(np.array([2, 0.5], np.float16)) is None
+    assert fit_theta(np.array([1, 2], np.float16)) is None
+
+
 @pytest.mark.parametrize("row", [[1.0, -0.5], [1.0, np.inf], [1.0, np.nan]])
 def test_other_numbers_are_no_frequencies(row: list[float]) -> None:
     assert exact_frequencies(np.array(row, np.float16)).why == (

@@ -115,7 +115,28 @@ def _squared() -> Program:
     @mb.program(input_specs=[mb.TensorSpec((1, 5), types.int32)], opset_version=target.iOS17)
     def built(position_ids: Any) -> Any:
         column = mb.cast(x=position_ids, dtype="fp16")
-        return mb.identity(x=mb.cos(x=mb.mul(x=column, y=column)), name="c")
+        return mb.identity(x=mb.cos(x=mb.mul(x=column, y=column, name="angles")), name="c")
+
+    return built
+
+
+def _of_constants() -> Program:
+    @mb.program(input_specs=[mb.TensorSpec((3,), types.fp16)], opset_version=target.iOS17)
+    def built(x: Any) -> Any:
+        angles = mb.const(val=np.arange(3).astype(F16), name="angles")
+        return mb.mul(x=x, y=mb.cos(x=angles), name="c")
+
+    return built
+
+
+def _almost_multiples() -> Program:
+    """Squares of the positions that are a ten-millionth of the angles."""
+
+    @mb.program(input_specs=[mb.TensorSpec((1, 5), types.int32)], opset_version=target.iOS17)
+    def built(position_ids: Any) -> Any:
+        column = mb.cast(x=position_ids, dtype="fp16")
+        squares = mb.mul(x=mb.mul(x=column, y=column), y=F16(6e-8))
+        return mb.identity(x=mb.cos(x=mb.add(x=column, y=squares, name="angles")), name="c")
 
     return built
 
@@ -133,15 +154,39 @@ def _of_numbers() -> Program:
     [
         (_squared(), "its angles are no multiples of the positions"),
         (_of_numbers(), "it depends on a fp16 input, not on integer positions alone"),
+        (_of_constants(), "its angles are constant"),
+        (_almost_multiples(), "its angles are no multiples of the positions"),
     ],
-    ids=["squares", "numbers"],
+    ids=["squares", "numbers", "constants", "almost multiples"],
 )
 def test_refusals(built: Program, reason: str) -> None:
     before = text(built)
     report = run(built)
     assert not report
-    assert [miss.reason for miss in report.misses] == [reason]
+    assert [(miss.place, miss.reason) for miss in report.misses] == [
+        ("x" if "fp16 input" in reason else "angles", reason)
+    ]
     assert text(built) == before
+
+
+def test_what_is_fp32_already_is_not_told_of() -> None:
+    @mb.program(input_specs=[mb.TensorSpec((1, 5), types.int32)], opset_version=target.iOS17)
+    def built(position_ids: Any) -> Any:
+        return mb.cos(x=mb.mul(x=mb.cast(x=position_ids, dtype="fp32"), y=np.float32(0.5)), name="c")
+
+    assert run(built).misses == []
+
+
+def test_the_metric_is_what_the_original_leaves_and_a_margin() -> None:
+    """The worst row of the original cosines, or sines, at 4096 positions, less 10 dB; at most 35 dB."""
+    exact, stored = (np.arange(4096)[:, None] * row.astype(np.float64) for row in (EXACT, EXACT.astype(F16)))
+    ratios: list[float] = []
+    for wave in (np.cos, np.sin):
+        noise = ((wave(exact) - wave(stored)) ** 2).sum(1)
+        ratios.append(float(((wave(exact) ** 2).sum(1)[noise > 0] / noise[noise > 0]).min()))
+    metric = run(rotation(EXACT.astype(F16))).metric
+    assert isinstance(metric, Lossy)
+    assert metric.min_snr_db == pytest.approx(min(35.0, 10 * np.log10(min(ratios)) - 10))
 
 
 def test_text() -> None:

@@ -272,6 +272,19 @@ REFUSALS: dict[str, tuple[Norm, list[tuple[str, str]]]] = {
     "a large epsilon": (lambda x: rms(x, eps=2e4), [("norm", "its epsilon, 20000, is no small number")]),
     "the least large epsilon": (lambda x: rms(x, eps=1000), [("norm", "its epsilon, 1000, is no small number")]),
     "a computed epsilon": (_computed_eps, []),
+    "a negative epsilon outside": (
+        _outside(-1e-3),
+        [("norm", "its epsilon outside the root, -0.001, is negative")],
+    ),
+    "a mean of something else": (
+        lambda x: mb.mul(x=x, y=mb.rsqrt(x=_mean(mb.abs(x=x, name="absolute")))),
+        [("absolute", "wanted pow or mul or square, found abs")],
+    ),
+    "less than a mean": (lambda x: mb.mul(x=x, y=mb.rsqrt(x=mb.abs(x=x))), []),
+    "the least epsilon outside that is one": (
+        _outside(2.0**-33, 2.0**-20),
+        [("norm", "its epsilon outside the root, 1.16415e-10, is too small")],
+    ),
     "a tiny epsilon outside": (_outside(1e-9), [("norm", "its epsilon outside the root, 1e-09, is too small")]),
     "half as much again as nothing": (
         _outside(1.5e-10),
@@ -331,16 +344,19 @@ def test_fp32_is_left_alone() -> None:
     report = run(program(norm, dtype=types.fp32))
     assert not report
     assert [(miss.place, miss.reason) for miss in report.misses] == [("x", "the norm is fp32 from its input on")]
+    joined = run(program(lambda x: norm(mb.concat(values=[x, x], axis=-1, name="joined")), dtype=types.fp32))
+    assert [(miss.place, miss.reason) for miss in joined.misses] == [("joined", "the norm is fp32 from its input on")]
 
 
 def test_the_layer_norm_op_is_left_alone() -> None:
     def norms(x: Any) -> Any:
         once = mb.layer_norm(x=x, axes=[-1], epsilon=F16(1e-5))
-        return mb.cast(x=mb.layer_norm(x=mb.cast(x=once, dtype="fp32"), axes=[-1]), dtype="fp16")
+        again = mb.layer_norm(x=once, axes=[-2], epsilon=F16(1e-5))
+        return mb.cast(x=mb.layer_norm(x=mb.cast(x=again, dtype="fp32"), axes=[-1]), dtype="fp16")
 
     report = run(program(norms))
     assert not report
-    assert report.notes == ["1 layer_norm ops left alone: they have no intermediate values"]
+    assert report.notes == ["2 layer_norm ops left alone: they have no intermediate values"]
     assert run(program(lambda x: mb.abs(x=x))).notes == []
 
 
@@ -360,6 +376,9 @@ FACTORS: dict[tuple[float, int], tuple[float, float]] = {
     (0.5, 2): (0.5, 2.0),
     (1.0, 2): (1.0, 1.0),
     (169 * 2.0**-24, 2): (13 * 2.0**-12, 1.0),
+    # beside that square by 3e-7, which is worth a factor; beside 1, whose root is of the octave below
+    (169 * 2.0**-24 * (1 + 3e-7), 2): (0.0023040771484375, 1.8974609375),
+    (1 - 2.0**-30, 2): (0.5, 4.0),
     (100.0, 2): (10.0, 1.0),
     (1e-5, 1): (0.002948760986328125, 0.003391265869140625),
     (1e-6, 1): (0.0011262893676757812, 0.0008878707885742188),
@@ -402,6 +421,7 @@ def test_peaks(count: int) -> None:
 def test_a_row_of_any_length_has_the_least_peak() -> None:
     assert _peak_of((1, get_new_symbol()), [-1]) == 1
     assert _peak_of((get_new_symbol(), 8), [-1]) == 4
+    assert _peak_of((get_new_symbol(), 8), [0, 1]) == 1
 
 
 def _peak_of(shape: tuple[Any, ...], axes: list[int]) -> float:

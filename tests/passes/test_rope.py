@@ -572,6 +572,10 @@ def _with_masks(*columns: int, use: str = "add", heads: int = 1, rank: int = 4, 
             return mb.add(x=mb.add(x=mask, y=np.float16(1)), y=mb.relu(x=mask))
         if use == "relu":
             return mb.relu(x=mask)
+        if use == "logical_and":
+            return mb.cast(x=mb.logical_and(x=mb.cast(x=mask, dtype="bool"), y=np.True_), dtype="fp16")
+        if use == "nothing":
+            return mb.const(val=np.ones(3, np.float16))
         if use == "cast and relu":
             return mb.relu(x=mb.cast(x=mask, dtype="fp32"))
         return mb.add(x=mask, y=np.float16(1))
@@ -601,7 +605,7 @@ def _with_masks(*columns: int, use: str = "add", heads: int = 1, rank: int = 4, 
     return two
 
 
-@pytest.mark.parametrize("use", ["add", "cast", "select", "attention"])
+@pytest.mark.parametrize("use", ["add", "cast", "select", "attention", "logical_and"])
 def test_masks_say_how_many_positions_there_are(use: str) -> None:
     built = _with_masks(50, use=use)
     assert run(built, None).applied == 1
@@ -622,14 +626,29 @@ def test_the_widest_mask_counts() -> None:
         _with_masks(50, use="cast and relu"),
         _with_masks(50, use="add and relu"),
         _with_masks(50, use="query"),
+        _with_masks(50, use="nothing"),
         _with_masks(50, heads=2),
         _with_masks(50, rank=3),
         _with_masks(50, queries=QUERIES + 1),
     ],
-    ids=["relu", "cast and relu", "add and relu", "query", "heads", "rank", "queries"],
+    ids=["relu", "cast and relu", "add and relu", "query", "nothing", "heads", "rank", "queries"],
 )
 def test_other_inputs_say_nothing(built: Program) -> None:
     assert not run(built, None)
+
+
+def test_a_mask_for_positions_of_rank_1() -> None:
+    specs = [mb.TensorSpec((QUERIES,), types.int32), mb.TensorSpec((1, 1, QUERIES, 50), types.fp16)]
+
+    @mb.program(input_specs=specs, opset_version=target.iOS17)
+    def built(position_ids: Any, mask: Any) -> Any:
+        angles = mb.mul(
+            x=mb.expand_dims(x=mb.cast(x=position_ids, dtype="fp32"), axes=[1]), y=frequencies(np.float32, (1, HALF))
+        )
+        return mb.identity(x=mb.cos(x=angles), name="c"), mb.softmax(x=mb.add(x=mask, y=np.float16(1)), name="p")
+
+    assert run(built, None).applied == 1
+    assert len(table_of(built)) == 50
 
 
 def test_positions_of_rank_0_have_no_mask() -> None:

@@ -139,8 +139,8 @@ class _Writer:
 
     def program(self) -> Program:
         s = self.s
-        rows: Any = get_new_symbol() if s.symbolic == "L" else s.rows
-        keys: Any = get_new_symbol() if s.symbolic == "S" else self.keys
+        rows: Any = get_new_symbol() if "L" in s.symbolic else s.rows
+        keys: Any = get_new_symbol() if "S" in s.symbolic else self.keys
         lead = {3: (self.heads,), 4: (1, self.heads), 5: (1, 2, self.heads)}[s.rank]
         wide = {3: (self.heads,), 4: (1, self.heads * self.groups), 5: (1, 2, self.heads)}[s.rank]
         mask = {"one row": (1, keys), "low rank": (rows, keys)}.get(

@@ -15,10 +15,17 @@ from hypothesis import strategies as st
 import milopt.passes
 from milopt.metrics import Metric
 from milopt.mil import Program, Var, mb, target
+from milopt.package import load
 from milopt.passes.compression import Palettize
-from milopt.passes.decomposition import RestyleAttention
+from milopt.passes.contract import ClientContract
+from milopt.passes.convolution_inverse import ConvAsLinear
+from milopt.passes.decomposition import DecomposeAttention, RestyleAttention
+from milopt.passes.decompression import Decompress
+from milopt.passes.head import SplitHead
 from milopt.passes.islands import Fp32Islands, WidenAngles, WidenNorm
+from milopt.passes.layout import LayoutBc1s
 from milopt.passes.masks import FiniteMask
+from milopt.passes.notch import DmaNotch, SplitInputs
 from milopt.passes.quantization import Quantize
 from milopt.passes.residual import ScaleResidual
 from milopt.passes.rope import Made, RopeTable, TabulateWave
@@ -27,8 +34,13 @@ from milopt.registry import create, names
 from milopt.rules import Rule
 from milopt.testing import strategies as mil
 from milopt.testing.scope import Draw, Scope
+from tests.passes.contract_programs import CONTEXT
 from tests.testing.attentions import attention_programs, broken_programs, flexible_repeats, fused_programs
 from tests.testing.caches import broken_caches, broken_states, caches, stateful
+from tests.testing.contracts import broken_clients, clients
+from tests.testing.einsums import einsums
+from tests.testing.heads import broken_heads, heads
+from tests.testing.layouts import convolved, unlinear
 from tests.testing.numerics import broken_masks, broken_streams, half_angles, masked, streams
 from tests.testing.weights import odd_weights, weighted
 
@@ -87,6 +99,7 @@ def _angles(draw: Draw, values: Sequence[Var]) -> Var:
 _WAVES: dict[str, Any] = {"values": {"angles": _angles}}
 _HALF_WAVES: dict[str, Any] = {"values": {"angles": half_angles}}
 _HINTS: Mapping[str, Mapping[str, Any]] = {
+    "SplitInputs": {"dtypes": ["fp16"]},
     "PrescaleNorm": {"dtypes": ["fp16", "fp16", "fp32"]},
     "TabulateWave": _WAVES,
     "WidenAngles": _HALF_WAVES,
@@ -96,7 +109,10 @@ _HINTS: Mapping[str, Mapping[str, Any]] = {
 _METRICS: Mapping[str, Metric] = {"TabulateWave": RopeTable.metric}
 _INSTANCES: Mapping[str, Callable[[], Rule[Any]]] = {
     "TabulateWave": lambda: TabulateWave("bare", 8, Made()),
-    "RestyleAttention": lambda: RestyleAttention("per-head"),
+    "DecomposeAttention": lambda: DecomposeAttention("matmul", 512),
+    "RestyleAttention": lambda: RestyleAttention("per-head", 512),
+    "SplitInputs": lambda: SplitInputs(0, 4),
+    "ConvAsLinear": lambda: ConvAsLinear(images=True),
 }
 
 
@@ -109,11 +125,16 @@ _PROGRAMS: Mapping[str, tuple[st.SearchStrategy[Program], st.SearchStrategy[Prog
         attention_programs(opset=target.iOS16, gqa="tile", half=False),
         broken_programs(opset=target.iOS16, half=False),
     ),
+    "PackAttention": (
+        attention_programs(opset=target.iOS16, symbolic="LS", gqa="tile", keys="rows", softmax="op", half=False),
+        broken_programs(opset=target.iOS16, symbolic="LS", half=False),
+    ),
     "DecomposeAttention": (fused_programs(), fused_programs(broken=True)),
     "RestyleAttention": (
         attention_programs(opset=target.iOS16, half=False),
         broken_programs(opset=target.iOS16, half=False),
     ),
+    "EinsumAsConv": (einsums(), einsums(broken=True)),
     "FoldTile": (flexible_repeats(), flexible_repeats(broken=True)),
 }
 _PROGRAM_PASSES = {
@@ -149,6 +170,12 @@ def _waves(**options: Any) -> tuple[st.SearchStrategy[Program], st.SearchStrateg
     return mil.matching(rule, **_WAVES, **options), mil.near_misses(rule, **_WAVES, **options)
 
 
+def _palettized(program: Program) -> Program:
+    model = load(program)
+    Palettize(bits=4, min_elements=1).run(model)
+    return model.program
+
+
 def _passes() -> Iterator[Subject]:
     given: dict[str, list[_Given]] = {
         "kv-to-state": [
@@ -172,6 +199,21 @@ def _passes() -> Iterator[Subject]:
                 mil.near_misses(WidenNorm(), **_HINTS["WidenNorm"]) | mil.near_misses(WidenAngles(), **_HALF_WAVES),
             )
         ],
+        "split-head": [
+            _Given(SplitHead(slices=2), heads(), broken_heads()),
+            _Given(SplitHead(slices=2, output="slices"), heads(), broken_heads()),
+            _Given(SplitHead(slices=2, output="argmax"), heads(), broken_heads()),
+            _Given(SplitHead(slices=2, output="top-k", k=2), heads(), broken_heads()),
+        ],
+        "layout-bc1s": [_Given(LayoutBc1s(), convolved(), unlinear())],
+        "contract": [_Given(ClientContract(context=CONTEXT), clients(), broken_clients())],
+        "dma-notch": [
+            _Given(
+                DmaNotch(within=0, period=4),
+                mil.matching(SplitInputs(0, 4), **_HINTS["SplitInputs"]),
+                mil.near_misses(SplitInputs(0, 4), **_HINTS["SplitInputs"]),
+            ),
+        ],
         "palettize": [
             _Given(Palettize(bits=8, min_elements=1), weighted(), odd_weights()),
             _Given(Palettize(bits=4, min_elements=1, group_size=16), weighted(), odd_weights()),
@@ -185,12 +227,13 @@ def _passes() -> Iterator[Subject]:
             _Given(Quantize(min_elements=1, dtype="int8"), weighted(), odd_weights()),
             _Given(Quantize(min_elements=1, block_size=2), weighted(), odd_weights()),
         ],
+        "decompress": [_Given(Decompress(), weighted().map(_palettized), weighted())],
     }
     for name in pass_names():
         made = create(name)
         if name in _PROGRAM_PASSES:
             yield Subject(str(made), made, *_PROGRAM_PASSES[name])
-        elif isinstance(made, RulePass):
+        elif isinstance(made, RulePass) and name != "dma-notch":  # of weights larger than are drawn
             rules = made.rules()
             yield Subject(str(made), made, mil.matching(rules), mil.near_misses(rules))
         for each in given.get(name, ()):

@@ -1,0 +1,134 @@
+"""Writes docs/layout.md: one decoder layer before and after layout-bc1s, as text and as a drawing.
+
+python -m benchmarks.layout_document
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from benchmarks.layout import decoder
+from milopt.mil import Operation, arguments, shape_of
+from milopt.package import Model, load
+from milopt.passes.convolution import LinearToConv
+from milopt.passes.layout import LayoutBc1s
+from milopt.passes.layout_axes import MOVES
+from milopt.text import text
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "layout.md"
+
+HEAD = """# One decoder layer before and after `layout-bc1s`
+
+`linear-to-conv` gives every `linear` the transposes it needs, layer by layer. `layout-bc1s` then sees the whole program
+at once: a layout is a property of each value, ops say in which layouts they can work
+(`milopt.passes.layout_ops.ENTRIES`), constants are laid out anew, and a value that is needed in another layout is moved
+once, however many ops need it there. Of all choices one that moves the fewest elements is taken.
+
+* A *layout* is a tuple of axes, each a run of *pieces*: the axes of the program, cut wherever a reshape cuts them.
+  (B, S, H·D), (B, H·D, 1, S), (B, S, H, D), (B, H, S, D) and (B, H, D, S) are five layouts of one tensor.
+* A *move* is what transposes and reshapes do. It costs the elements moved: a transpose moves all, a reshape that cuts
+  or joins axes longer than 1 too, and to add, remove or shift axes of length 1 costs next to nothing.
+* The choice is a problem of small tables, one for each tensor. It is solved exactly: by eliminating one variable after
+  another; where tables would grow too large, as a minimum cut if there are two layouts and the tables are submodular;
+  else as an integer program (`pip install 'milopt[layout]'`). Of a tensor that many ops use (a mask, a table of
+  cosines) layouts that differ in axes of length 1 alone count as one.
+* What stays as it is: inputs, outputs and states; ops that the table does not know; parts without a 1x1 convolution,
+  and parts where nothing moves less than what is there.
+
+The layer below has {heads}. It is the layer of `benchmarks/layout.py` (64 wide, 4 heads, 2 key/value heads, 8 tokens, a
+past of 32); this page is written by `python -m benchmarks.layout_document`, and a test compares the two.
+
+| | before | after |
+|---|---|---|
+"""
+
+COLOURS = """classDef move fill:#d9534f,color:#fff,stroke:#a33
+classDef bc1s fill:#cfe8cf,stroke:#4a8
+classDef heads fill:#fde2b8,stroke:#c93
+classDef conv fill:#2e8b57,color:#fff,stroke:#174"""
+
+
+def document() -> str:
+    """The page."""
+    before = load(decoder(1))
+    LinearToConv().run(before)
+    after = before.clone()
+    report = LayoutBc1s().run(after)
+    rows = zip(_counted(before), _counted(after), strict=True)
+    parts = [HEAD.format(heads="RMSNorm, RoPE, grouped queries without repeated keys, and SwiGLU")]
+    parts += [f"| {name} | {old:,} | {new:,} |\n" for (name, old), (_, new) in rows]
+    parts += ["\nRed: moves. Dark green: 1x1 convolutions. Light green: (B, C, 1, S). Orange: heads.\n"]
+    for title, model in (("Before", before), ("After", after)):
+        parts += [f"\n## {title}\n\n```mermaid\n{_drawn(model)}\n```\n", f"\n```\n{_shortened(text(model))}\n```\n"]
+    parts += ["\n## What remains\n\n", *(f"* {miss.reason}\n" for miss in report.misses)]
+    return "".join(parts)
+
+
+def _counted(model: Model) -> list[tuple[str, int]]:
+    ops = [op for op in model.function("main").operations if op.op_type != "const"]
+    kinds = Counter(op.op_type for op in ops)
+    moved = sum(_size(op) for op in ops if _moves(op))
+    return [
+        ("ops", len(ops)),
+        *((kind, kinds[kind]) for kind in ("conv", "matmul", "softmax", *sorted(MOVES))),
+        ("elements moved by transposes, and by reshapes that cut or join axes", moved),
+    ]
+
+
+def _size(op: Operation) -> int:
+    size = 1
+    for dim in shape_of(op.outputs[0]):
+        size *= int(dim)
+    return size
+
+
+def _moves(op: Operation) -> bool:
+    if op.op_type != "reshape":
+        return op.op_type == "transpose"
+    before, after = ([dim for dim in shape_of(var) if dim != 1] for var in (op.inputs["x"], op.outputs[0]))
+    return before != after
+
+
+def _drawn(model: Model) -> str:
+    """The graph in Mermaid's language: an op is a box, coloured by the layout of what it makes."""
+    lines = ["flowchart TD"]
+    function = model.function("main")
+    names = {var: f"i{at}[/{name}/]" for at, (name, var) in enumerate(function.inputs.items())}
+    for at, op in enumerate(each for each in function.operations if each.op_type != "const"):
+        shape = " x ".join(str(dim) for dim in shape_of(op.outputs[0]))
+        box = f'o{at}["{op.op_type}<br/>{shape}"]:::{_class(op)}'
+        for var in dict.fromkeys(var for _, var in arguments(op)):
+            if var in names:
+                lines.append(f"{names[var]} --> {box}")
+                names[var] = names[var].partition("[")[0]
+                box = f"o{at}"
+        names.update(dict.fromkeys(op.outputs, f"o{at}"))
+    return "\n".join([*lines, *COLOURS.splitlines()])
+
+
+def _class(op: Operation) -> str:
+    shape = shape_of(op.outputs[0])
+    if op.op_type in MOVES:
+        return "move" if _moves(op) else "unit"
+    if op.op_type == "conv":
+        return "conv"
+    if len(shape) == 4 and shape[2] == 1:
+        return "bc1s"
+    return "heads" if len(shape) >= 4 else "other"
+
+
+def _shortened(written: str) -> str:
+    """Without the list of weights, and with long lists of numbers cut."""
+    lines = [line for line in written.splitlines() if not line.startswith("w")]
+    return "\n".join(line if len(line) <= 160 else f"{line[:157]}..." for line in lines)
+
+
+def main() -> None:
+    """Write the page."""
+    DOCUMENT.write_text(document(), encoding="utf-8")
+    print(DOCUMENT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""``check``: does a package keep a client's contract?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from milopt.contracts.clients import HABITS, Habit, Logits, feed
+from milopt.contracts.findings import Finding, Findings
+from milopt.contracts.interface import interface_findings
+from milopt.contracts.styles import Contract, contract_named
+from milopt.errors import EvaluationError, MiloptError
+from milopt.interpreter import Plan, compile
+from milopt.mil import is_constexpr, operations
+from milopt.package import Model, load
+
+__all__ = ["check"]
+
+Tell: TypeAlias = Callable[[str], None]
+
+# Sessions of one program in float64 differ by the order of sums.
+_SAME = 1e-6
+# Weights are rounded alike, but not the other constants: fp16 tables of angles move logits by 1.5e-3 of the largest on
+# the small models of tests/huggingface/families.py, and by 1.2e-4 on SmolLM2-135M. A mistake moves them by 8e-3 at
+# least. Tokens whose logits are no further apart than twice that are a tie, which either may win.
+_CLOSE = 3e-3
+_PROMPT = 8
+
+
+def check(
+    package: str | os.PathLike[str] | Model,
+    style: str = "apple",
+    *,
+    reference: Any | None = None,
+    tokens: int = 16,
+    agreement: float = 1.0,
+    seed: int = 0,
+    tell: Tell | None = None,
+) -> Findings:
+    """Whether ``package`` keeps the contract that ``style`` names: its interface first, then conversations.
+
+    Each conversation feeds a random prompt and ``tokens`` tokens behind it as some client does, on fresh states, in
+    float64. All must give the same logits; with a ``reference``, a transformers model or its directory, those tokens
+    are its greedy answer, and a share of ``agreement`` of the package's must be the same in each conversation, or tie;
+    the logits of a package whose weights are not compressed must be within 3e-3 of the largest. One more
+    conversation in the declared precision must give finite numbers. Where names or types are wrong nothing is run.
+    MiloptError where the package or the reference can't be read.
+    """
+    contract = contract_named(style)
+    if tokens < 1:
+        raise MiloptError(f"a conversation has one token at least, not {tokens}")
+    if not 0 <= agreement <= 1:
+        raise MiloptError(f"the agreement is a share from 0 to 1, not {agreement:g}")
+    say = tell or _say_nothing
+    model = load(package)
+    name = Path(package).name if isinstance(package, (str, os.PathLike)) else "the model"
+    say("look at the interface")
+    found = interface_findings(model, contract)
+    if all(each.passed or each.check.startswith(("metadata", "range")) for each in found):
+        run = _Run(model, contract, reference, tokens, agreement, seed, say)
+        found += run.findings()
+    return Findings(name, contract.name, tuple(found))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The conversations with one package."""
+
+    model: Model
+    contract: Contract
+    reference: Any | None
+    tokens: int
+    agreement: float
+    seed: int
+    say: Tell
+
+    def findings(self) -> list[Finding]:
+        self.say("prepare the model")
+        plan = compile(self.model, precision="float64")
+        context, vocabulary = self._sizes(plan)
+        # one slot is never written where a client has a column to spare
+        prompt = min(_PROMPT, (context - 1) // 2)
+        count = min(self.tokens, context - 1 - prompt)
+        tokens, wanted = self._asked(prompt, count, context, vocabulary)
+        found: list[Finding] = []
+        plain: Logits | None = None
+        for habit in HABITS:
+            self.say(f"a conversation: {habit.name}")
+            got = self._fed(plan, tokens, prompt, habit)
+            if isinstance(got, Finding):
+                found.append(got)
+                continue
+            if wanted is None:
+                wanted = got
+                found.append(Finding(habit.name, True, f"{len(tokens)} tokens: what the others are held against"))
+            elif self.reference is not None:
+                plain = got if plain is None else plain
+                found.append(self._as_reference(habit, got, wanted, prompt, plain))
+            else:
+                found.append(_as_others(habit, got, wanted, prompt))
+        self.say("a conversation in the declared precision")
+        found.append(self._declared(tokens, prompt, wanted))
+        return found
+
+    def _sizes(self, plan: Plan) -> tuple[int, int]:
+        shape = plan.states[self.contract.keys.name].shape or ()
+        context = shape[self.contract.keys.shape.index("context")]
+        vocabulary = (plan.outputs[self.contract.logits.name].shape or (None,))[-1]
+        if not isinstance(context, int) or not isinstance(vocabulary, int) or context < 3:
+            raise MiloptError("a conversation needs a context of 3 slots or more, and a vocabulary of known size")
+        return context, vocabulary
+
+    def _asked(self, prompt: int, count: int, context: int, vocabulary: int) -> tuple[Sequence[int], Logits | None]:
+        if self.reference is None:
+            return [
+                int(each) for each in np.random.default_rng(self.seed).integers(vocabulary, size=prompt + count)
+            ], None
+        from milopt.contracts.reference import answer
+
+        self.say("ask the reference")
+        told = answer(self.reference, prompt, count, context=context, vocabulary=vocabulary, seed=self.seed)
+        return told.tokens, told.logits
+
+    def _fed(self, plan: Plan, tokens: Sequence[int], prompt: int, habit: Habit) -> Logits | Finding:
+        try:
+            return feed(plan, self.contract, tokens, prompt, habit)
+        except EvaluationError as error:
+            return Finding(habit.name, False, f"the client's call fails: {error}")
+
+    def _as_reference(self, habit: Habit, got: Logits, wanted: Logits, prompt: int, plain: Logits) -> Finding:
+        """``plain`` is the first conversation: what is wrong with it is not the fault of another habit."""
+        off, first = _difference(got, wanted)
+        same = _same_tokens(got, wanted, prompt)
+        alike = same | _ties(got, wanted, prompt)
+        others = ", the others ties within rounding" if alike.all() and not same.all() else ""
+        text = f"{int(same.sum())} of {len(same)} tokens as transformers{others}, off by {off:.2g} of the largest logit"
+        if float(alike.mean()) >= self.agreement and (off <= _CLOSE or _is_compressed(self.model)):
+            return Finding(habit.name, True, text)
+        fault = HABITS[0] if _difference(got, plain)[0] <= _SAME else habit
+        return Finding(habit.name, False, f"{text}, first at token {first}: {fault.broken}")
+
+    def _declared(self, tokens: Sequence[int], prompt: int, wanted: Logits | None) -> Finding:
+        what, habit = "declared precision", HABITS[3]
+        got = self._fed(compile(self.model, precision="declared"), tokens, prompt, habit)
+        if isinstance(got, Finding):
+            return Finding(what, False, got.detail)
+        bad: Any = ~np.isfinite(got).all(-1)
+        if bad.any():
+            text = f"the logits of {int(bad.sum())} of {len(bad)} tokens are not finite, first of token {bad.argmax()}"
+            return Finding(what, False, f"{text}: the client answers with nonsense (milopt lint-numerics says where)")
+        if wanted is None:
+            return Finding(what, True, "finite")
+        same = _same_tokens(got, wanted, prompt)
+        return Finding(what, True, f"finite; {int(same.sum())} of {len(same)} tokens as without rounding")
+
+
+def _as_others(habit: Habit, got: Logits, wanted: Logits, prompt: int) -> Finding:
+    off, first = _difference(got, wanted)
+    if off <= _SAME:
+        return Finding(habit.name, True, f"the same, off by {off:.1g} of the largest logit")
+    same = _same_tokens(got, wanted, prompt)
+    text = f"off by {off:.2g} of the largest logit, first at token {first}, {int((~same).sum())} of {len(same)} tokens"
+    return Finding(habit.name, False, f"{text} are others: {habit.broken}")
+
+
+def _difference(got: Logits, wanted: Logits) -> tuple[float, int]:
+    """The largest difference, as a share of the largest logit, and the first token that is off by more than half."""
+    off: Any = np.abs(got - wanted).max(-1) / max(float(np.abs(wanted).max()), np.finfo(np.float64).tiny)
+    off = np.where(np.isnan(off), np.inf, off)
+    return float(off.max()), int(np.argmax(off >= off.max() / 2))
+
+
+def _same_tokens(got: Logits, wanted: Logits, prompt: int) -> Any:
+    """For each row that a client reads, the prompt's last and all behind it: is the likeliest token the same?"""
+    return got[prompt - 1 :].argmax(-1) == wanted[prompt - 1 :].argmax(-1)
+
+
+def _ties(got: Logits, wanted: Logits, prompt: int) -> Any:
+    """Where the likeliest token is none by more than what rounding may add to one logit and take from the other."""
+    rows, chosen = wanted[prompt - 1 :], got[prompt - 1 :].argmax(-1)
+    gap = rows.max(-1) - np.take_along_axis(rows, chosen[:, None], axis=-1)[:, 0]
+    return gap <= 2 * _CLOSE * np.abs(wanted).max()
+
+
+def _is_compressed(model: Model) -> bool:
+    return any(is_constexpr(op.op_type) for function in model.functions.values() for op in operations(function))
+
+
+def _say_nothing(_: str) -> None:
+    pass

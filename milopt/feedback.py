@@ -1,0 +1,55 @@
+"""Indices chosen one input channel after another, each making up for what those before it lost.
+
+Frantar et al., "GPTQ: Accurate post-training quantization for generative pre-trained transformers" (2022), with tables
+of any values in place of even steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+
+__all__ = ["with_feedback"]
+
+Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
+
+_BLOCK = 128  # columns: what they lose is handed to all columns behind them by one product of matrices
+_DAMPING = 0.01  # of the mean of the Hessian's diagonal, added to it, as in the paper
+
+
+def with_feedback(rows: Array, lut: Array, products: Array) -> Array:
+    """Indices ``(O, I)``, uint8, for weights ``rows (O, I)`` and ascending tables ``lut (tables, k)``, in order.
+
+    ``products (I, I)`` is x xᵀ summed over inputs. Inputs go by their power, the largest first; of those that were
+    never seen, weights are assigned to the nearest entry.
+    """
+    # here, so that numba is loaded only where something is compressed
+    from milopt.feedback_kernels import assign_block
+
+    hessian = np.array(products, np.float64)
+    power: Array = np.array(np.diagonal(hessian))
+    order = np.argsort(-power, kind="stable")
+    hessian = hessian[np.ix_(order, order)]
+    np.fill_diagonal(hessian, np.diagonal(hessian) + max(_DAMPING * float(np.trace(hessian)) / len(hessian), 1e-12))
+    inverse: Array = np.linalg.inv(hessian)
+    factor = _upper(np.linalg.cholesky((inverse + np.transpose(inverse)) / 2))
+    weights: Array = np.ascontiguousarray(rows[:, order], np.float32)
+    tables: Array = np.ascontiguousarray(lut, np.float64)
+    made = np.empty(weights.shape, np.uint8)
+    for start in range(0, weights.shape[1], _BLOCK):
+        part = slice(start, min(start + _BLOCK, weights.shape[1]))
+        columns = np.ascontiguousarray(weights[:, part])
+        indices, errors = np.empty(columns.shape, np.uint8), np.empty(columns.shape, np.float32)
+        group = len(rows) // len(lut)
+        assign_block(columns, tables, group, np.ascontiguousarray(factor[part, part]), indices, errors)
+        made[:, part] = indices
+        weights[:, part.stop :] -= errors @ factor[part, part.stop :]
+    result = np.empty_like(made)
+    result[:, order] = made
+    return result
+
+
+def _upper(lower: Array) -> Array:
+    """The transpose in fp32."""
+    return np.ascontiguousarray(lower.T, np.float32)

@@ -1,0 +1,89 @@
+"""What is known of a function's cache before it is decided where it goes: keys and values, and which go together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from milopt.mil import Function, Var, dtype_name, is_symbolic, shape_of
+from milopt.passes.cache_pairs import Pair, kind_of, with_casts
+from milopt.passes.cache_states import Group
+from milopt.passes.slots import Slots, components, follow
+from milopt.reports import require
+from milopt.signature import windows_of
+
+__all__ = ["Draft", "flexible_draft", "open_masks", "static_draft"]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What was found in one function: every cached tensor with its kind, in groups that share masks."""
+
+    function: Function
+    pairs: list[Pair]
+    kinds: dict[str, str]
+    groups: list[Group]
+    prefix: bool = False
+
+    @property
+    def query(self) -> int:
+        """How many tokens a call takes; 1 where any number."""
+        return 1 if self.prefix else int(self.pairs[0].query)
+
+
+def static_draft(function: Function, pairs: list[Pair], metadata: Mapping[str, str]) -> Draft:
+    """The draft of a function of fixed shapes; NoMatch where something depends on the order of the columns."""
+    kinds: dict[str, str] = {}
+    groups: list[Group] = []
+    for columns in dict.fromkeys(pair.columns for pair in pairs):
+        those = [pair for pair in pairs if pair.columns == columns]
+        allowed = {var for pair in those for var in with_casts(pair.var)}
+        ignored = {tail for pair in those for tail in pair.tails}
+        slots = follow({pair.var: pair.axis for pair in those}, function.inputs, allowed, ignored)
+        require(slots.hidden and slots.masks, "no mask hides the slots that are not written yet")  # 4
+        for pair in those:
+            kinds[pair.past] = _kind(pair.var, slots)
+        groups += _groups(those, slots, windows_of(list(slots.masks), metadata))
+    for pair in pairs:
+        require(kinds[pair.past], "is it a key or a value?", at=pair.var)
+    return Draft(function, pairs, kinds, groups)
+
+
+def _kind(var: Var, slots: Slots) -> str:
+    if var in slots.keys:
+        return "kv" if var in slots.values else "key"
+    return "value" if var in slots.values else ""
+
+
+def _groups(pairs: list[Pair], slots: Slots, windows: Mapping[str, int]) -> Iterator[Group]:
+    for values in components(slots):
+        those = tuple(pair for pair in pairs if pair.var in values)
+        if not those:
+            continue
+        names = tuple(name for name in slots.masks if any(var.op is None and var.name == name for var in values))
+        limits = [windows.get(name) for name in names]
+        known = [limit for limit in limits if limit is not None]
+        window = max(known) if known and len(known) == len(limits) else None
+        yield Group(those, names, {var: axis for var, axis in slots.axes.items() if var in values}, window)
+
+
+def flexible_draft(function: Function, pairs: list[Pair]) -> Draft:
+    """[past | new] is what the slots up to the new tokens hold, in the same order: nothing else needs to be known."""
+    kinds = {pair.past: kind_of(pair.var) for pair in pairs}
+    for pair in pairs:
+        require(kinds[pair.past], "is it a key or a value?", at=pair.var)
+        require(pair.returned != "kept", "its shape is not static", at=pair.var)
+    masks = tuple(open_masks(function, {pair.past for pair in pairs}))
+    require(masks, "no mask tells how many columns there are")
+    return Draft(function, pairs, kinds, [Group(tuple(pairs), masks, {})], prefix=True)
+
+
+def open_masks(function: Function, pasts: set[str]) -> Iterator[str]:
+    """Inputs with one row for each token and any number of columns."""
+    for name, var in function.inputs.items():
+        kind = dtype_name(var)
+        flags = kind == "bool" or kind.startswith("fp")
+        if name in pasts or not flags or var.rank not in (2, 3, 4):
+            continue
+        if is_symbolic(shape_of(var)[-1]) and all(dim == 1 for dim in shape_of(var)[:-2]):
+            yield name

@@ -1,0 +1,283 @@
+"""layout-bc1s: the fewest moves, the same numbers, and what it leaves to the letter."""
+
+from __future__ import annotations
+
+from itertools import product
+from math import prod
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import strategies as st
+
+from benchmarks.layout import decoder, measured
+from milopt.coremltools_steps import step_class
+from milopt.errors import MiloptError, PassError
+from milopt.layout.graphs import Graph
+from milopt.mil import Program, get_new_symbol, mb, target, types, value_names
+from milopt.package import Model, load
+from milopt.passes.convolution import LinearToConv
+from milopt.passes.layout import LayoutBc1s
+from milopt.passes.layout_ops import ENTRIES, Entry
+from milopt.passes.layout_reading import read
+from milopt.reports import Report
+from milopt.text import text
+from milopt.verify import compare
+from tests.testing.layouts import attentions, weight
+
+from .support import op_types
+from .test_layout_ops import layouts
+
+CHECKS = tuple(cast("Any", HealthCheck))
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
+
+
+def laid_out(program: Program, **options: Any) -> tuple[Model, Report]:
+    """The program after linear-to-conv and layout-bc1s, compared with what it was."""
+    before = load(program)
+    LinearToConv().run(before)
+    after = before.clone()
+    report = LayoutBc1s(**options).run(after)
+    after.program.validate()
+    verdict = compare(before, after, trials=1)
+    assert verdict, f"{verdict}\n{text(after)}"
+    return after, report
+
+
+def elements_of(report: Report) -> list[float]:
+    """What each move that remains moves."""
+    return [float(cast("Any", miss.arguments[0])) for miss in report.misses]
+
+
+def kinds(model: Model) -> list[str]:
+    return op_types(model.program)
+
+
+def mlp(shape: tuple[Any, ...] = (1, 6, 8), *, width: int = 12) -> Program:
+    @mb.program(input_specs=[mb.TensorSpec(shape, types.fp32)], opset_version=target.iOS18)
+    def program(x: Any) -> Any:
+        mean = mb.reduce_mean(x=mb.mul(x=x, y=x), axes=[-1], keep_dims=True)
+        y = mb.mul(x=mb.mul(x=x, y=mb.rsqrt(x=mean, epsilon=1e-5)), y=weight(shape[-1]))
+        gate = mb.silu(x=mb.linear(x=y, weight=weight(width, shape[-1])))
+        y = mb.mul(x=gate, y=mb.linear(x=y, weight=weight(width, shape[-1]), bias=weight(width)))
+        return mb.add(x=x, y=mb.linear(x=y, weight=weight(shape[-1], width)), name="out")
+
+    return program
+
+
+def test_one_transpose_in_and_one_out() -> None:
+    model, report = laid_out(mlp())
+    assert kinds(model).count("transpose") == 2
+    assert report.notes == ["main: 312 elements moved are 96 now, a minimum by elimination"]
+
+
+def test_remaining_moves_are_explained() -> None:
+    model, report = laid_out(single())
+    assert kinds(model) == ["relu", "transpose", "expand_dims", "conv", "transpose", "squeeze"]
+    assert [str(miss) for miss in report.misses] == [
+        "given: 48 elements move by transpose and expand_dims: relu makes (1, 6, 8), conv needs (1, 8, 1, 6)",
+        "out_conv: 24 elements move by transpose and squeeze: conv makes (1, 4, 1, 6), an output needs (1, 6, 4)",
+    ]
+
+
+def test_constants_are_laid_out_anew() -> None:
+    """A row of weights becomes a column, a table is transposed, and numbers stay as they are."""
+    table = weight(6, 8)
+
+    @mb.program(input_specs=[mb.TensorSpec((1, 6, 8), types.fp32)], opset_version=target.iOS18)
+    def program(x: Any) -> Any:
+        y = mb.linear(x=x, weight=weight(8, 8))
+        y = mb.add(x=mb.mul(x=mb.add(x=y, y=table), y=weight(8)), y=np.float32(3))
+        return mb.linear(x=y, weight=weight(4, 8))
+
+    model, _ = laid_out(program)
+    constants = [op.inputs["y"].shape for op in model.function("main").operations if op.op_type in ("add", "mul")]
+    assert constants == [(8, 1, 6), (8, 1, 1), ()] or constants == [(1, 8, 1, 6), (1, 8, 1, 1), ()]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_decoder_layer(fused: bool) -> None:
+    """Per layer: two transposes where attention is written out, four where it is one op."""
+    counts: list[dict[str, int]] = []
+    for layers in (1, 2):
+        model, report = laid_out(decoder(layers, fused=fused))
+        assert report.applied
+        counts.append({kind: kinds(model).count(kind) for kind in ("transpose", "matmul", "softmax", "tile", "conv")})
+    per_layer = {kind: counts[1][kind] - counts[0][kind] for kind in counts[0]}
+    assert per_layer == {
+        "transpose": 4 if fused else 2,
+        "matmul": 0 if fused else 2,
+        "softmax": 0 if fused else 1,
+        "tile": 0,
+        "conv": 7,
+    }
+
+
+def test_coremltools_does_not_turn_it_back() -> None:
+    """``common::compose_conv1d`` makes expand_dims, conv, squeeze a convolution of rank 3."""
+    for program in (mlp(), mlp((1, 1, 8)), mlp((1, 6, 8), width=8), single(), decoder(1)):
+        model, _ = laid_out(program)
+        before = text(model)
+        step_class("ct:common::compose_conv1d")().run(model)
+        assert text(model) == before
+
+
+def single() -> Program:
+    @mb.program(input_specs=[mb.TensorSpec((1, 6, 8), types.fp32)], opset_version=target.iOS18)
+    def program(x: Any) -> Any:
+        return mb.linear(x=mb.relu(x=x, name="given"), weight=weight(4, 8), name="out")
+
+    return program
+
+
+def convolutional(*, pooled: bool = True) -> Program:
+    @mb.program(input_specs=[mb.TensorSpec((1, 3, 8, 8), types.fp32)], opset_version=target.iOS17)
+    def program(x: Any) -> Any:
+        x = mb.relu(x=mb.conv(x=x, weight=weight(4, 3, 3, 3), pad_type="same"))
+        x = mb.add(x=x, y=mb.conv(x=x, weight=weight(4, 4, 1, 1)))
+        if not pooled:
+            return x
+        x = mb.reduce_mean(x=x, axes=[2, 3], keep_dims=False)
+        return mb.softmax(x=mb.linear(x=x, weight=weight(5, 4)), axis=-1)
+
+    return program
+
+
+def unlinear() -> Program:
+    @mb.program(input_specs=[mb.TensorSpec((1, 6, 8), types.fp32)], opset_version=target.iOS17)
+    def program(x: Any) -> Any:
+        y = mb.transpose(x=mb.exp(x=mb.transpose(x=x, perm=[0, 2, 1])), perm=[0, 2, 1])
+        return mb.mul(x=x, y=y)
+
+    return program
+
+
+@pytest.mark.parametrize("program", [convolutional(pooled=False), unlinear()], ids=["convolutional", "no linear"])
+def test_left_to_the_letter(program: Program) -> None:
+    model = load(program)
+    before = text(model, weights="hash")
+    report = LayoutBc1s().run(model)
+    assert not report
+    assert not report.misses
+    assert text(model, weights="hash") == before
+
+
+def test_again_changes_nothing() -> None:
+    for program in (mlp(), decoder(2), decoder(1, fused=True)):
+        model, _ = laid_out(program)
+        before = text(model, weights="hash")
+        assert not LayoutBc1s().run(model)
+        assert text(model, weights="hash") == before
+
+
+def test_names_and_shapes_of_outputs_stay() -> None:
+    before = load(mlp())
+    model, _ = laid_out(mlp())
+    (old,), (new,) = before.function("main").outputs, model.function("main").outputs
+    assert (old.name, old.shape) == (new.name, new.shape)
+
+
+@pytest.mark.slow
+def test_32_layers_take_seconds() -> None:
+    assert measured(32)["pass"] < 10
+
+
+def test_one_token_needs_no_transpose() -> None:
+    model, _ = laid_out(mlp((1, 1, 8)))
+    assert "transpose" not in kinds(model)
+
+
+def test_flexible_lengths() -> None:
+    model, report = laid_out(mlp((1, get_new_symbol(), 8)), sequence=100)
+    assert kinds(model).count("transpose") == 2
+    assert elements_of(report)[0] == pytest.approx(800, abs=1)
+
+
+def test_a_length_that_is_none() -> None:
+    with pytest.raises(PassError, match="sequence is a length of at least 1, not 0"):
+        LayoutBc1s(sequence=0)
+
+
+def test_what_mil_refuses_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(mlp())
+    LinearToConv().run(model)
+    before = text(model, weights="hash")
+    names = value_names(model.function("main"))
+    monkeypatch.setitem(ENTRIES, "silu", Entry(ENTRIES["silu"].read, lambda op, spec, place: {"x": "nothing"}))
+    report = LayoutBc1s().run(model)
+    assert not report
+    assert report.misses[0].reason.startswith("MIL refuses the silu it would build")
+    assert text(model, weights="hash") == before
+    assert value_names(model.function("main")) == names
+    model.program.validate()
+
+
+def test_without_a_solver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise MiloptError("this needs another package")
+
+    model = load(mlp())
+    LinearToConv().run(model)
+    monkeypatch.setattr("milopt.layout.graphs.solve", fail)
+    report = LayoutBc1s().run(model)
+    assert not report
+    assert [miss.reason for miss in report.misses] == ["this needs another package"]
+
+
+def test_values_of_nested_blocks_keep_their_layout() -> None:
+    @mb.program(
+        input_specs=[mb.TensorSpec((1, 6, 8), types.fp32), mb.TensorSpec((1,), types.bool)], opset_version=target.iOS18
+    )
+    def program(x: Any, flag: Any) -> Any:
+        y = mb.relu(x=mb.linear(x=mb.relu(x=mb.linear(x=x, weight=weight(8, 8))), weight=weight(8, 8)))
+        return mb.cond(
+            pred=mb.squeeze(x=flag, axes=[0]), _true_fn=lambda: mb.add(x=y, y=x), _false_fn=lambda: mb.mul(x=y, y=y)
+        )
+
+    _, report = laid_out(program)
+    assert report
+    assert sum(elements_of(report)) == pytest.approx(96, abs=1)
+
+
+# The minimum: against every assignment of modes, on small programs.
+
+
+def brute_force(graph: Graph, modes: list[list[Any]]) -> float:
+    return min(graph.cost_of(choice) for choice in product(*modes))
+
+
+def lowered(program: Program) -> Graph:
+    model = load(program)
+    LinearToConv().run(model)
+    return read(model.function("main"), 64).graph
+
+
+# tried one by one, at some 100 µs each
+MOST = 3000
+
+
+@settings(max_examples=25, deadline=None, phases=PHASES, suppress_health_check=CHECKS)
+@given(attentions())
+def test_nothing_is_cheaper(program: Program) -> None:
+    graph = lowered(program)
+    modes = graph.modes()
+    assume(prod(map(len, modes)) <= MOST)
+    choice = graph.choose()
+    assert graph.cost_of(choice.modes) == pytest.approx(choice.cost)
+    assert choice.cost == pytest.approx(brute_force(graph, modes))
+
+
+@settings(max_examples=25, deadline=None, phases=PHASES, suppress_health_check=CHECKS)
+@given(attentions(), st.data())
+def test_no_other_layout_is_worth_having(program: Program, data: Any) -> None:
+    """The layouts that ops ask for are all that is needed: with any others at hand nothing gets cheaper."""
+    graph = lowered(program)
+    also = [(number, data.draw(layouts(len(tensor.sizes)))) for number, tensor in enumerate(graph.tensors)]
+    assert graph.choose(also).cost == pytest.approx(graph.choose().cost)
+
+
+@settings(max_examples=15, deadline=None, phases=PHASES, suppress_health_check=CHECKS)
+@given(attentions())
+def test_attention_stays_the_same(program: Program) -> None:
+    laid_out(program)
