@@ -87,13 +87,13 @@ class Found:
 
 
 def decoder(name: str) -> Family:
-    """A family with room for all tokens. Where angles depend on the length, all tokens are beyond what changes them."""
+    """A family with room for all tokens. Where angles depend on the length, no text is long enough to change them."""
     family = FAMILIES[name]
     settings = {**family.settings}
     settings["n_positions" if "n_positions" in settings else "max_position_embeddings"] = POSITIONS
     if "original_max_position_embeddings" in settings:
-        settings["original_max_position_embeddings"] = WINDOW
-        settings["rope_parameters"] = {**settings["rope_parameters"], "original_max_position_embeddings": WINDOW}
+        settings["original_max_position_embeddings"] = POSITIONS
+        settings["rope_parameters"] = {**settings["rope_parameters"], "original_max_position_embeddings": POSITIONS}
     return replace(family, settings=settings)
 
 
@@ -144,7 +144,7 @@ def measure(name: str, shapes: str, *, routes: Sequence[Route] = ("trace", "expo
     """The rows of one family with shapes of one kind; of the second route only where its counts are others."""
     torch.set_num_threads(1)
     family = decoder(name)
-    source = family.make()
+    source = _representable(family.make())
     wanted, rows = _reference(source, steps), list[Row]()
     for route in routes:
         model = converted(family, source, shapes, route)
@@ -163,6 +163,14 @@ class Reference:
 
     tokens: list[int]
     logits: np.ndarray[Any, Any]
+
+
+def _representable(model: Any) -> Any:
+    """The model with norms of Gemma's kind moved so little that fp16 holds 1 + w, which the program's constants are."""
+    for module in model.modules():
+        if type(module).__name__.startswith("Gemma") and type(module).__name__.endswith("RMSNorm"):
+            module.weight.data = (1 + module.weight.data).half().float() - 1
+    return model
 
 
 def _reference(source: Any, steps: int) -> Reference:

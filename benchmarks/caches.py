@@ -86,7 +86,8 @@ context of {context}; after `{passes}`.
 *sites*: attentions in a function, of which so many were *fused*, and so many *refused*. *tiles*: repeated keys and
 values that are left, *sizes*: ops that choose or divide sizes. *states*: cached tensors that became states, two for
 each layer. *float64*: how many of {steps} greedy tokens, beginning beyond the window, are those that transformers gives
-with weights rounded alike. *fp16*: the same in declared fp16 through the states. *error*: the largest difference of its
+with weights rounded alike (those of Gemma's norms are such that fp16 holds 1 + w). *fp16*: the same in declared fp16
+through the states. *error*: the largest difference of its
 logits until the first other token, as a share of the largest logit; it may be {tolerance:g}: of two layers of sums of
 64 to 96 products, each with roundings of 2^-11. *margin*: how far apart, in the same measure, the reference has the two
 tokens where fp16 gives another: less than twice the error.

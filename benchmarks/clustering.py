@@ -21,7 +21,6 @@ import numpy as np
 from benchmarks.smollm2 import find_model
 from milopt.clustering import palettize
 from milopt.huggingface.sources import open_source
-from milopt.huggingface.standins import realize
 from milopt.kmeans import exact
 
 HERE = Path(__file__).resolve().parent
@@ -104,7 +103,6 @@ def main() -> None:
     given = parser.parse_args()
 
     model = open_source(find_model(given.model), context=512).model
-    realize(model)
     state = model.state_dict()
     exact(np.arange(100.0), np.ones(100), 4)  # the machine code is loaded
     weights = {name: state[f"model.layers.{name}.weight"].numpy().astype(np.float16) for name in LAYERS}

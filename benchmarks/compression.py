@@ -177,10 +177,8 @@ def ensembles(given: argparse.Namespace) -> Iterator[tuple[str, list[Array]]]:
     yield "normal", [(rng.standard_normal((size, size), np.float32) * 0.05).astype(np.float16) for _ in range(4)]
     if not given.skip_model:
         from milopt.huggingface.sources import open_source
-        from milopt.huggingface.standins import realize
 
         model = open_source(find_model(given.model), context=512).model
-        realize(model)
         state = model.state_dict()
         yield "SmolLM2-135M", [state[f"model.layers.{name}.weight"].numpy().astype(np.float16) for name in LAYERS]
 

@@ -30,7 +30,6 @@ from benchmarks.smollm2 import find_model
 from benchmarks.trained import LENGTH, MINILM, Encoder, cosines, find_minilm, program_of, sentences
 from milopt.huggingface import Tokenizer, baseline, convert
 from milopt.huggingface.sources import open_source
-from milopt.huggingface.standins import realize
 from milopt.mil import dtype_name, operations
 from milopt.package import Model, load
 from milopt.pipeline import Pipeline
@@ -159,7 +158,6 @@ def qualities(document: Document, model: Path | None, made: Path | None, rows: S
     tokens = [int(each) for each in source.tokenizer(text)["input_ids"][:CONTEXT]] if source.tokenizer else []
     if len(tokens) < CONTEXT:
         raise SystemExit(f"the texts have {len(tokens)} tokens, not {CONTEXT}")
-    realize(source.model)
     reference = losses(TorchFeeder(source.model), tokens)
     peak = residual_peak(source.model, tokens[: ENDS[0]])
     means = [float(reference[0][: end - 1].mean()) for end in ENDS]

@@ -17,6 +17,8 @@ Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright s
 # size want 60% and more of it (the worst are blocks of thousands), and one outlier among zeros all of it.
 _STEPS = 48
 _SMALLEST = 0.4
+# What is above them is decoded as infinity: from 65520 on fp16 has no number.
+_MOST_FP16, _MOST_FP32 = 65519.0, float(np.finfo(np.float32).max)
 _ROUNDS = 4  # of the best scale for the integers, and the best integers for that
 
 
@@ -39,6 +41,15 @@ def _above(scale: float, fp16: bool) -> float:
     return scale + math.ldexp(1.0, max(exponent, -13) - 11)
 
 
+@compiled("float64(float64, boolean)")
+def _below(scale: float, fp16: bool) -> float:
+    """The next smaller scale."""
+    if not fp16:
+        return float(np.float64(np.nextafter(np.float32(scale), np.float32(0))))
+    _, exponent = math.frexp(scale)
+    return scale - math.ldexp(1.0, max(exponent, -13) - 11)
+
+
 @compiled("float64(float32[::1], float64, int64, int64, int64, boolean, int16[::1], float32[::1])", finite=True)
 def _put(row: Array, scale: float, zero: int, low: int, high: int, fp16: bool, data: Array, room: Array) -> float:
     """Fill ``data`` with rint(w / scale) + zero, between ``low`` and ``high``; returns the squared error.
@@ -46,7 +57,8 @@ def _put(row: Array, scale: float, zero: int, low: int, high: int, fp16: bool, d
     It is that of what is decoded: ``scale * (data - zero)``, rounded to the weights' type.
     """
     step = np.float32(scale)
-    least, most = np.float32(low - zero), np.float32(high - zero)
+    reach = np.floor((_MOST_FP16 if fp16 else _MOST_FP32) / scale)  # no level is decoded as infinity
+    least, most = np.float32(max(low - zero, -reach)), np.float32(min(high - zero, reach))
     bits = room.view(np.uint32)
     for at in range(len(row)):
         level = min(max(np.rint(row[at] / step), least), most)
@@ -128,6 +140,8 @@ def quantize_blocks(
         # among the subnormals, rounding may take away so much that the largest number is past the last integer
         if largest > (levels + 0.5) * scale:
             scale = _above(scale, fp16)
+        if symmetric and levels * scale > (_MOST_FP16 if fp16 else _MOST_FP32):
+            scale = _below(scale, fp16)
         if not symmetric:
             zero = min(max(int(np.rint(low - np.float64(least) / scale)), low), high)
         error = _put(row, scale, zero, low, high, fp16, data[block], room)

@@ -60,6 +60,7 @@ def report_dict(report: Report) -> dict[str, Any]:
         "seconds": report.seconds,
         "rules": plain(report.rules),
         "misses": [miss_dict(miss) for miss in report.misses],
+        "coverage": plain(getattr(report, "coverage", [])),  # a line for each weight, of passes that compress
         "notes": [*report.too_old(), *report.notes],
         "metric": None if report.metric is None else str(report.metric),
         "signature": plain(report.signature),

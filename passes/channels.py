@@ -15,6 +15,10 @@ __all__ = ["Form", "require_form", "to_channels", "to_form"]
 
 Order: TypeAlias = Literal["rows", "columns", "channels"]
 
+# where the axes of a value up to rank 3, with a unit axis behind them, (B, S, C, 1) or (B, C, S, 1), go to become
+# (B, C, 1, S): with it behind the batch, or (B, C, S) turned first, common::compose_conv1d makes a conv of rank 3 of it
+_BEHIND: dict[Order, tuple[int, ...]] = {"rows": (0, 2, 3, 1), "columns": (0, 1, 3, 2)}
+
 # where the axes (B, D, S, C) or (B, D, C, S) or (B, C, D, S) of a value of rank 4 go to become (B, C, D, S)
 _PERMS: dict[Order, tuple[int, ...]] = {"rows": (0, 3, 1, 2), "columns": (0, 2, 1, 3), "channels": (0, 1, 2, 3)}
 
@@ -23,7 +27,7 @@ _PERMS: dict[Order, tuple[int, ...]] = {"rows": (0, 3, 1, 2), "columns": (0, 2, 
 class Form:
     """The channels of a value are its last axis (``rows``), the one before (``columns``) or that before (``channels``).
 
-    Lower ranks have unit axes in front: all forms of all ranks take the same way, unit axes first, then one transpose.
+    Lower ranks get unit axes, and then one transpose: all forms of a rank get the same ones, so that they cancel.
     """
 
     order: Order
@@ -36,7 +40,7 @@ class Form:
 
     @property
     def perm(self) -> tuple[int, ...]:
-        return _PERMS[self.order]
+        return _BEHIND.get(self.order, _PERMS[self.order]) if self.rank < 4 else _PERMS[self.order]
 
     @property
     def inverse(self) -> tuple[int, ...]:
@@ -53,7 +57,7 @@ def to_channels(op: Builder, x: Var, form: Form) -> Var:
     """``x`` as (B, C, D, S), which is (B, C, 1, S) up to rank 3."""
     value = x
     if form.rank < 4:
-        value = op.expand_dims(x=x, axes=list(range(4 - form.rank)) if form.rank < 3 else [_unit(form)])
+        value = op.expand_dims(x=x, axes=_units(form))
     elif form.rank > 4:
         value = op.reshape(x=x, shape=_merged(shape_of(x)))
     if form.perm == (0, 1, 2, 3):
@@ -66,15 +70,15 @@ def to_form(op: Builder, y: Var, form: Form, shape: tuple[Any, ...]) -> Var:
     """``y``, (B, C, D, S), as a value of ``form`` again, which has ``shape``."""
     value = y if form.perm == (0, 1, 2, 3) else op.transpose(x=y, perm=list(form.inverse))
     if form.rank < 4:
-        value = op.squeeze(x=value, axes=list(range(4 - form.rank)) if form.rank < 3 else [_unit(form)])
+        value = op.squeeze(x=value, axes=_units(form))
     elif form.rank > 4:
         value = op.reshape(x=value, shape=shape)
     return value
 
 
-def _unit(form: Form) -> int:
-    """Where a value of rank 3 gets its unit axis: behind the batch, but (C, D, S) has no batch."""
-    return 0 if form.order == "channels" else 1
+def _units(form: Form) -> list[int]:
+    """Where a value up to rank 3 gets unit axes: before and behind its own, but (C, D, S) has no batch."""
+    return [0] if form.order == "channels" else [*range(3 - form.rank), 3]
 
 
 def _merged(shape: tuple[Any, ...]) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 from joblib.parallel import get_active_backend
 
 from milopt.building import Builder
-from milopt.mil import Var, producers, remove_if_dead, remove_ops, replace_uses, shape_of, value_names
+from milopt.mil import Var, dtype_name, producers, remove_if_dead, remove_ops, replace_uses, shape_of, value_names
 from milopt.package import Model
 from milopt.package.making import hold
 from milopt.package.weights import Packed
@@ -125,18 +125,26 @@ class CompressionReport(Report):
         size = weight.array.nbytes
         self.coverage.append(Coverage(**_identity(weight), before=size, after=size, reason=self.misses[-1].reason))
 
+    def restore(self, weight: Weight, before: int) -> None:
+        """Note that a weight of ``before`` bytes is numbers again, of which none is lost."""
+        size = weight.array.itemsize
+        form = f"numbers, decoded from {weight.places[0].op.op_type}"
+        known = _identity(weight)
+        self.coverage.append(
+            Coverage(**known, before=before, after=weight.array.nbytes, form=form, bits=8 * size, snr=inf)
+        )
+
     def table(self) -> str:
         """All weights, a line each."""
         return "\n".join(map(str, self.coverage))
 
 
 def _identity(weight: Weight) -> dict[str, Any]:
-    kinds = {"float16": "fp16", "float32": "fp32"}
     return {
         "name": weight.name,
         "functions": tuple(dict.fromkeys(place.function for place in weight.places)),
         "shape": shape_of(weight.places[0].var),
-        "dtype": kinds[weight.array.dtype.name],
+        "dtype": dtype_name(weight.places[0].var),
     }
 
 

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from milopt.calibration.statistics import Statistics
 from milopt.metrics import Lossy, Metric
 from milopt.mil import arguments, is_constexpr, operations, opset_of, target
 from milopt.package import Model
 from milopt.passes.compressing import CompressionReport, Plan, Totals, compress
 from milopt.passes.decompression import weights_again
-from milopt.passes.palettes import PalettePlan, importance_of, nearest_divisor
-from milopt.passes.uses import CHANNEL_AXES, INPUT_AXES, Weight, axes_at, find_weights, layouts_of, require_axis
+from milopt.passes.palettes import PalettePlan, axis_of, importance_of, nearest_divisor
+from milopt.passes.uses import CHANNEL_AXES, INPUT_AXES, Layout, Weight, axes_at, find_weights, layouts_of, require_axis
 from milopt.pipeline import Pass
 from milopt.reports import NoMatch, Report, how_to_upgrade, require, require_opset
 
@@ -151,13 +153,14 @@ class Palettize(Pass):
         axes = {
             INPUT_AXES[op.op_type, name](op) % len(shape) for _, name, op in weight.users() if op.op_type != "gather"
         }
-        if moments is None or len(axes) != 1 or len(moments.squares) != shape[axis := axes.pop()]:
+        heard = moments is not None and np.isfinite(moments.squares).all() and moments.squares.any()
+        if not heard or moments is None or len(axes) != 1 or len(moments.squares) != shape[axis := axes.pop()]:
             report.notes.append(f"no inputs of {weight.name} were seen: every number of it counts alike")
             return plan
         made = replace(plan, importance=importance_of(moments.mean, layout, shape, axis))
         if not self.feedback:
             return made
-        if moments.products is None or (layout.outer, layout.inner) != (1, shape[axis]):
+        if moments.products is None or not _along_rows(layout, shape, axis):
             why = "its inputs do not run along its rows" if moments.products is not None else "no hessian was collected"
             report.notes.append(f"no feedback among the indices of {weight.name}: {why}")
             return made
@@ -177,6 +180,11 @@ class Palettize(Pass):
                     groups[text] = groups.get(text, 0) + 1
             report.notes += [f"{text} ({count} weights)" for text, count in groups.items()]
         report.metric = Lossy(min_snr_db=round(min(max(totals.snr - _MARGIN_DB, _LEAST_DB), _MOST_DB), 1))
+
+
+def _along_rows(layout: Layout, shape: tuple[int, ...], axis: int) -> bool:
+    """Whether the numbers of a channel lie one after another along ``axis``."""
+    return (layout.outer, layout.inner) == (1, shape[axis]) and axis > axis_of(layout, shape)
 
 
 def note_compressed(model: Model, report: Report) -> None:

@@ -127,11 +127,16 @@ class ConvAsLinear(Rule[_Place]):
         bias = {} if (given := m.root.inputs.get("bias")) is None else {"bias": given}
         batch, _, *sides = shape_of(m.x)
         outputs = shape_of(weight)[0]
-        last = [0, 2, 1] if facts == "sequence" else [0, 2, 3, 1]
-        first = [0, 2, 1] if facts == "sequence" else [0, 3, 1, 2]
+        # the spelling of linear-to-conv, which cancels
+        last, first = {
+            "sequence": ([0, 2, 1], [0, 2, 1]),
+            "row": ([0, 3, 1, 2], [0, 2, 3, 1]),
+            "column": ([0, 2, 3, 1], [0, 3, 1, 2]),
+            "image": ([0, 2, 3, 1], [0, 3, 1, 2]),
+        }[facts]
         rows = op.transpose(x=m.x, perm=last)
         if facts in ("row", "column"):
-            unit = [1] if facts == "row" else [2]
+            unit = [3] if facts == "row" else [2]
             made = op.expand_dims(x=op.linear(x=op.squeeze(x=rows, axes=unit), weight=weight, **bias), axes=unit)
         elif facts == "image":
             merged = op.reshape(x=rows, shape=_sizes([batch, _product(sides), shape_of(m.x)[1]]))

@@ -24,9 +24,9 @@ from milopt.mil import (
 )
 from milopt.opaque import Opaque
 from milopt.package import Model
-from milopt.package.tensors import box_of, stored_key
+from milopt.package.tensors import box_of, bytes_of, stored_key
 from milopt.package.weights import Packed
-from milopt.passes.compressing import put_in_place
+from milopt.passes.compressing import CompressionReport, put_in_place
 from milopt.passes.uses import Place, Weight, find_weights, is_weight
 from milopt.pipeline import Pass
 from milopt.reports import Report
@@ -49,10 +49,11 @@ class Decompress(Pass):
     opset: ClassVar[int] = int(target.iOS15)
 
     def run(self, model: Model) -> Report:
-        report = Report(self.name)
+        report = CompressionReport(self.name)
         weights = compressed_weights(model)
         taken = {name: value_names(function) for name, function in model.functions.items()}
         for weight in weights:
+            report.restore(weight, _stored_bytes(weight.places[0].op))
             for place in weight.places:
                 made = Builder(place.op, taken[place.function]).const(val=weight.array.reshape(shape_of(place.var)))
                 put_in_place(place, made)
@@ -62,6 +63,17 @@ class Decompress(Pass):
             held = sum(weight.array.nbytes for weight in weights)
             report.notes.append(f"{len(weights)} weights are {held:,} bytes as numbers")
         return report
+
+
+def _stored_bytes(op: Operation) -> int:
+    """The bytes of the constants that a weight is made of."""
+    parts = {var for _, var in arguments(op)}
+    made = sum(bytes_of(shape_of(var), dtype_name(var)) for var in parts if _is_const(var))
+    return made + sum(_stored_bytes(maker) for maker in {var.op for var in parts if not _is_const(var)} if maker)
+
+
+def _is_const(var: Var) -> bool:
+    return var.op is not None and var.op.op_type == "const"
 
 
 def weights_again(model: Model) -> list[Weight]:
@@ -95,16 +107,23 @@ def _ends(op: Operation) -> bool:
     return is_output(op.outputs[0]) or not users or not all(is_constexpr(user.op_type) for user in users)
 
 
-def _key(var: Var) -> object:
-    """The same for values that are decoded alike from the same tensors, whatever axes of length one they have."""
-    shape = tuple(size for size in shape_of(var) if size != 1)
+def _key(var: Var, whole: tuple[int, ...] = ()) -> object:
+    """The same for values that are decoded alike from the same tensors, whatever axes of length one they have.
+
+    ``whole``: the shape of the weight, whose axes of length one tell nothing of its parts either.
+    """
+    own = shape_of(var)
+    whole = whole or own
+    shape = tuple(
+        size for axis, size in enumerate(own) if len(own) < len(whole) or axis >= len(whole) or whole[axis] != 1
+    )
     op = var.op
     assert op is not None
     if op.op_type == "const":
         box = box_of(var)
         stored = stored_key(box) if isinstance(box, Packed) or np.ndim(box) else np.asarray(box).tobytes()
         return dtype_name(var), shape, stored
-    return op.op_type, shape, op.outputs.index(var), tuple((name, _key(each)) for name, each in arguments(op))
+    return op.op_type, shape, op.outputs.index(var), tuple((name, _key(each, whole)) for name, each in arguments(op))
 
 
 def decoded(var: Var) -> Array:

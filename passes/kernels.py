@@ -16,7 +16,7 @@ from milopt.package.packing import pack, unpack
 from milopt.package.weights import Packed, packed_of
 from milopt.reports import require
 
-__all__ = ["Cut", "Reform", "bytes_of", "grain_of", "key_of", "reformed"]
+__all__ = ["Cut", "Reform", "bytes_of", "form_of", "grain_of", "key_of", "reformed"]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
@@ -187,11 +187,8 @@ class _Carrier:
     def vector(self, producer: Operation, var: Var, name: str) -> Any:
         """A number, or one for each entry of the axis that the op names."""
         array: Array = constant(var)
-        if (
-            not isinstance(self._reform, Cut)
-            or np.size(array) == 1
-            or constant(producer.inputs["axis"]) != self._reform.at
-        ):
+        axis = int(constant(producer.inputs["axis"])) % producer.outputs[0].rank
+        if not isinstance(self._reform, Cut) or np.size(array) == 1 or axis != self._reform.at:
             return var
         return self._const(array[self._reform.begin : self._reform.end], name)
 
@@ -266,6 +263,28 @@ def key_of(weight: Var) -> object:
     assert producer is not None
     parts = {key: var for key, var in producer.inputs.items() if var is not None and key not in _READING}
     return (producer.op_type, weight.op_output_idx, tuple((key, key_of(parts[key])) for key in sorted(parts)))
+
+
+def form_of(weight: Var, reform: Reform | None = None) -> object:
+    """What :func:`key_of` leaves out: the shape, and those of the parts and their axes, as ``reform`` would have them.
+
+    Scales (O, 1) and (1, I) of a square weight may be the same bytes. Weights equal in both have the same elements.
+    """
+    shape = tuple(int(size) for size in weight.shape)
+    own = shape if reform is None else reform.shape(shape)
+    producer = weight.op
+    if is_constant(weight) or producer is None or "shape" in producer.inputs:  # iOS16: parts without axes
+        return own
+    kinds, parts = _PARTS.get(producer.op_type, {}), list[object]()
+    for name, var in sorted(producer.inputs.items()):
+        if var is None:
+            continue
+        if kinds.get(name) == "axis":
+            axis = int(constant(var)) % weight.rank
+            parts.append(axis if reform is None else reform.axis(axis))
+        elif kinds.get(name) == "shaped":
+            parts.append(form_of(var, reform))
+    return (own, tuple(parts))
 
 
 def grain_of(weight: Var, axis: int) -> int:

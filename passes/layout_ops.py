@@ -362,8 +362,6 @@ def _matmul(op: Operation) -> Spec | None:
     rows, columns, inner = rank - 2, rank - 1, rank
     keys: list[Keys] = []
     for var, own, turn, first in ((x, rows, turned[0], True), (y, columns, turned[1], False)):
-        if any(not isinstance(dim, int) and is_symbolic(dim) and False for dim in shape_of(var)):
-            return None
         batch: list[int | None] = []
         dims = shape_of(var)
         offset = rank - len(dims)

@@ -119,7 +119,7 @@ class Quantize(Pass):
         require(all(len(shape_of(place.var)) > 1 for place in weight.places), "a vector has no channels")  # 2
         require_axis(weight, self.axis)
         channels = layouts_of(weight, CHANNEL_AXES if self.axis is None else axes_at(self.axis))  # 2, 3
-        inputs = layouts_of(weight, INPUT_AXES if self.axis is None else axes_at(1 - self.axis % 2))
+        inputs = layouts_of(weight, INPUT_AXES if self.axis is None else axes_at(1 - self.axis % array.ndim % 2))
         uses = ", ".join(dict.fromkeys([*channels.values(), *inputs.values()]))
         alike = len(channels) == 1 and (len(inputs) == 1 or self.granularity != "block")
         require(alike or self.granularity == "tensor", "its uses have their channels on different axes: {}", uses)  # 2

@@ -20,7 +20,7 @@ from milopt.mil import (
     shape_of,
     value_names,
 )
-from milopt.passes.kernels import Reform, bytes_of, key_of, reformed
+from milopt.passes.kernels import Reform, bytes_of, form_of, key_of, reformed
 
 __all__ = ["share_kernels", "tie"]
 
@@ -35,7 +35,7 @@ def share_kernels(functions: Mapping[str, Function]) -> int:
         first: dict[object, Var] = {}
         for op in _holders(block, *_HOLDERS):
             weight: Var = op.inputs[_HOLDERS[op.op_type]]
-            held = first.setdefault((shape_of(weight), key_of(weight)), weight)
+            held = first.setdefault((form_of(weight), key_of(weight)), weight)
             if held is not weight:
                 assert weight.op is not None
                 replace_uses(weight, held)
@@ -67,12 +67,13 @@ def tie(functions: Mapping[str, Function], *, gather: bool) -> list[str]:
     shared: dict[object, int] = {}
     for name, block in named_blocks(functions):
         taken = value_names(functions[name]) if gather else set[str]()
-        kernels = {key_of(op.inputs["weight"]): op.inputs["weight"] for op in _holders(block, "conv")}
+        found = [op.inputs["weight"] for op in _holders(block, "conv")]
+        kernels = {(key_of(weight), form_of(weight)): weight for weight in found}
         for op in list(block.operations):
             if op.op_type != "gather" or not _looks_up_rows(op):
                 continue
-            key = key_of(op.inputs["x"])
-            if (kernel := kernels.get(key)) is not None and shape_of(kernel) == (*shape_of(op.inputs["x"]), 1, 1):
+            key = (key_of(op.inputs["x"]), form_of(op.inputs["x"], Reform(2, (0, 1), 2)))
+            if (kernel := kernels.get(key)) is not None:
                 shared[key] = bytes_of(kernel)
                 if gather:
                     kernels[key] = _from_kernel(op, kernel, taken)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.text import Text
 
@@ -9,10 +12,15 @@ from milopt.census import Census
 from milopt.reports import Report
 from milopt.tables import table
 
-__all__ = ["print_census", "print_passes", "size"]
+if TYPE_CHECKING:
+    from milopt.passes.compressing import Coverage
+
+__all__ = ["print_census", "print_coverage", "print_passes", "size"]
 
 # What the passes are about; shown even where nothing changed.
 _ALWAYS = ("linear", "conv", "matmul", "scaled_dot_product_attention", "softmax", "transpose", "reshape")
+
+_MOST_LINES = 10
 
 
 def size(count: float) -> str:
@@ -49,6 +57,36 @@ def print_census(console: Console, before: Census, after: Census, *, everything:
     console.print(f"weights: {size(before.weight_bytes)} before, {size(after.weight_bytes)} after\n")
 
 
+def print_coverage(console: Console, name: str, coverage: Sequence[Coverage], *, everything: bool = False) -> None:
+    """What became of the weights: those stored or left alone alike in one line, or with ``everything`` one for each.
+
+    Of lines for several weights only the largest are shown, and how much the others are together.
+    """
+    if everything:
+        lines = [(f"{each.name} {each.dtype}{list(each.shape)}", [each]) for each in coverage]
+    else:
+        alike: dict[str, list[Coverage]] = {}
+        for each in coverage:
+            alike.setdefault(_outcome(each), []).append(each)
+        ordered = sorted(alike.values(), key=lambda those: -sum(each.before for each in those))
+        lines = [(str(len(those)), those) for those in ordered[:_MOST_LINES]]
+        if rest := [each for those in ordered[_MOST_LINES:] for each in those]:
+            lines.append((str(len(rest)), rest))
+    rows: list[list[object]] = []
+    for number, (what, those) in enumerate(lines):
+        known = [each.snr for each in those if each.snr is not None]
+        told = _outcome(those[0]) if everything or number < _MOST_LINES else "others; -v shows all"
+        sizes = (size(sum(each.before for each in those)), size(sum(each.after for each in those)))
+        rows.append([what, told, f"{min(known):.1f}" if known else "", *sizes])
+    console.print(
+        table(f"Weights: {name}", "weight" if everything else ">weights", "form", ">dB", ">before", ">after", rows=rows)
+    )
+
+
+def _outcome(each: Coverage) -> str:
+    return f"left alone: {each.reason}" if each.reason else each.form
+
+
 def print_passes(console: Console, report: Report, *, reasons: bool = False) -> None:
     """What each pass did, and with ``reasons`` what each of its rules did, and the nearest places left alone."""
     parts = report.parts or [report]
@@ -62,6 +100,8 @@ def print_passes(console: Console, report: Report, *, reasons: bool = False) -> 
         ]
         console.print(table("Rules", "pass", "rule", ">tried", ">matched", ">applied", ">seconds", rows=stats))
     for part in parts:
+        if coverage := getattr(part, "coverage", []):
+            print_coverage(console, part.name, coverage, everything=reasons)
         for line in part.too_old():
             console.print(Text(line))
         for note in part.notes:

@@ -32,7 +32,7 @@ def answer(source: ModelSource, prompt: int, count: int, *, context: int, vocabu
     Its weights are rounded to fp16, as the package's are, and all else is float32. ConversionError where ``source``
     can't be read; MiloptError where it is no language model of that many words.
     """
-    opened = open_source(source, context=context)
+    opened = open_source(source, context=context, stand_ins=True)
     where = Path(source).name if isinstance(source, (str, Path)) else opened.name
     if opened.kind != "decoder":
         raise MiloptError(f"{where} is no causal language model, which the reference has to be")

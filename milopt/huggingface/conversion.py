@@ -116,6 +116,7 @@ def _convert(model_or_dir: ModelSource, options: _Options, tokenizer: Any | None
         context=options.context,
         tokenizer=tokenizer,
         pickles=options.pickles,
+        stand_ins=True,
         progress=progress,
     )
     names = _functions(source.kind, options)

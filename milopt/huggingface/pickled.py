@@ -14,12 +14,13 @@ import pickletools
 import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path, PurePath
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from milopt.huggingface.errors import ConversionError
+from milopt.huggingface.safetensors import is_file_name
 
 __all__ = ["read_pickled"]
 
@@ -45,6 +46,8 @@ def read_pickled(directory: Path) -> dict[str, Callable[[], torch.Tensor]]:
     tensors: dict[str, Callable[[], torch.Tensor]] = {}
     for path in _files(directory):
         for name, tensor in _read(path).items():
+            if name in tensors:
+                raise ConversionError(f"{directory}: {name[:200]!r} is in two files, {path.name} and one before it")
             tensors[name] = partial(_itself, tensor)
     return tensors
 
@@ -64,7 +67,7 @@ def _files(directory: Path) -> list[Path]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise ConversionError(f"{directory / INDEX}: not readable: {problem}") from problem
     for name in names:
-        if PurePath(name).name != name or not (directory / name).is_file():
+        if not is_file_name(name) or not (directory / name).is_file():
             raise ConversionError(f"{directory}: {INDEX} names {name[:200]!r}, which is no file there")
     return [directory / name for name in names]
 
@@ -79,11 +82,13 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         raise ConversionError(f"{path}: torch can't read it: {reason}") from problem
     if not isinstance(loaded, dict):
         raise ConversionError(f"{path}: holds a {type(loaded).__name__}, and no tensors by name")
-    held: dict[Any, Any] = cast("Any", loaded)
+    size, held = path.stat().st_size, dict[Any, Any](loaded)
     for name, value in held.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise ConversionError(f"{path}: holds {type(value).__name__} {str(name)[:100]!r}, which is no tensor")
-    return held
+        if value.numel() * value.element_size() > size:
+            raise ConversionError(f"{path}: {name[:100]!r} of {tuple(value.shape)} is larger than the file")
+    return {name: value.detach().resolve_neg() for name, value in held.items()}
 
 
 def _pickles(path: Path) -> Iterator[bytes]:

@@ -28,6 +28,8 @@ Matrix: TypeAlias = "Affine | torch.Tensor"
 Settings: TypeAlias = Mapping[str, Any]
 Decoder: TypeAlias = Callable[["_Layer", Settings], Matrix]
 _COMPRESSED = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized", "mixed-precision", None)
+# What torch and Python say of tensors and settings of the wrong shape or type.
+_UNFIT = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
 _INTERLEAVED = (0, 2, 4, 6, 1, 3, 5, 7)  # AWQ: the column that each nibble of a word has, the lowest first
 
 
@@ -75,7 +77,7 @@ def decoded(tensors: Tensors, settings: Settings) -> Iterator[tuple[str, Matrix,
             matrix = decode(layer, settings)
             values = matrix.integers if isinstance(matrix, Affine) else matrix
             assert values.dim() == 2
-        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AssertionError, OverflowError) as problem:
+        except _UNFIT as problem:
             reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
             raise ConversionError(f"{name}: its {method} tensors don't fit together: {reason}") from problem
         yield f"{name}.weight", matrix, frozenset(layer.used)
@@ -186,6 +188,8 @@ def _runs(matrix: Affine) -> Affine:
     for each in (matrix.scales, matrix.zeros):
         if each is None or each.numel() == 1:
             continue
+        if each.dim() > 2:
+            raise ValueError(f"scales or zeros {tuple(each.shape)} for {(rows, columns)} integers")
         shape = (*each.shape, 1)[:2]
         width = shape[1] if matrix.groups is None else 1
         if shape[0] not in (1, rows) or columns % width:

@@ -23,11 +23,13 @@ import torch
 
 from milopt.huggingface.errors import ConversionError
 
-__all__ = ["Stored", "read_checkpoint", "read_file"]
+__all__ = ["Stored", "is_file_name", "read_checkpoint", "read_file"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MOST_HEADER = 100_000_000  # bytes, as the safetensors library has it
+_MOST_AXES = 64  # as numpy has it
+_MOST_NAME = 255  # bytes of a file's name, on Linux and macOS
 _DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -104,9 +106,16 @@ def _index(path: Path) -> dict[str, str]:
     if not isinstance(places, dict) or not places:
         raise ConversionError(f"{path}: has no weight_map")
     for name, file in cast("dict[str, Any]", places).items():
-        if not isinstance(file, str) or PurePath(file).name != file or "\\" in file or "\0" in file:
+        if not is_file_name(file) or "\\" in file:
             raise ConversionError(f"{path}: {name!r} is in {str(file)[:200]!r}, which is not the name of a file")
     return cast("dict[str, str]", places)
+
+
+def is_file_name(name: object) -> bool:
+    """Whether it is the name of a file that there may be, and never a path."""
+    if not isinstance(name, str) or "\0" in name or len(name.encode("utf-8", "replace")) > _MOST_NAME:
+        return False
+    return PurePath(name).name == name
 
 
 def read_file(path: Path) -> dict[str, Stored]:
@@ -139,6 +148,8 @@ def _stored(memory: mmap.mmap, data: int, entry: Any, where: str) -> Stored:
     shape, place = _sizes(fields.get("shape")), _sizes(fields.get("data_offsets"))
     if shape is None or place is None or len(place) != 2:
         raise ConversionError(f"{where} has no shape or no place in the file")
+    if prod(each for each in shape if each) >= 1 << 62:
+        raise ConversionError(f"{where} has no shape that fits a file: {str(shape)[:200]}")
     dtype = _DTYPES.get(str(fields.get("dtype")))
     if dtype is None:
         raise ConversionError(f"{where} is of type {str(fields.get('dtype'))[:50]!r}; {', '.join(_DTYPES)} are read")
@@ -156,6 +167,8 @@ def _sizes(value: Any) -> tuple[int, ...] | None:
     if not isinstance(value, list):
         return None
     numbers: list[Any] = cast("Any", value)
+    if len(numbers) > _MOST_AXES:
+        return None
     fits = all(isinstance(each, int) and not isinstance(each, bool) and 0 <= each < 1 << 62 for each in numbers)
     return tuple(numbers) if fits else None
 

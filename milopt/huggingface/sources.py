@@ -44,31 +44,43 @@ def open_source(
     context: int,
     tokenizer: Any | None = None,
     pickles: bool = False,
+    stand_ins: bool = False,
     progress: Progress | None = None,
 ) -> Source:
     """Load what ``model_or_dir`` names, after checking that milopt can convert it for ``context`` columns.
 
     A path is a directory with ``config.json`` and safetensors, a directory with one ``.gguf``, or a ``.gguf`` file; or
     the name of a model, as ``org/name``, that was downloaded into Hugging Face's cache before.
-    ``pickles`` allows PyTorch's ``.bin`` files that hold nothing but tensors. The large matrices of a checkpoint stay
-    in their files, see :mod:`milopt.huggingface.standins`: torch computes with them within ``real_weights``.
+    ``pickles`` allows PyTorch's ``.bin`` files that hold nothing but tensors. With ``stand_ins`` the large matrices of
+    a checkpoint stay in their files, and torch computes with them within ``real_weights`` only; see
+    :mod:`milopt.huggingface.standins`.
     A given ``tokenizer`` is used instead of the directory's. :class:`ConversionError` when something is missing,
     damaged or unsupported; a checkpoint that does not fill the model, or holds more than it, counts as damaged.
     """
     if not isinstance(model_or_dir, (str, os.PathLike)):
         return _in_memory(model_or_dir, context, tokenizer)
     named = cast("str | os.PathLike[str]", model_or_dir)
+    source = _on_disk(named, context, tokenizer, pickles, progress or _say_nothing)
+    if not stand_ins:
+        from milopt.huggingface.standins import realize
+
+        realize(source.model)
+    return source
+
+
+def _on_disk(
+    named: str | os.PathLike[str], context: int, tokenizer: Any | None, pickles: bool, progress: Progress
+) -> Source:
     path = Path(named).expanduser()
     if not path.exists():
         path = _cached(os.fspath(named))
     gguf = _gguf_file(path)
-    if progress is not None:
-        progress(f"load {gguf.name if gguf is not None else _name(path)}")
+    progress(f"load {gguf.name if gguf is not None else _name(path)}")
     if gguf is not None:
         extra("gguf", error=ConversionError)
         with gguf_read_once():
             return _from_gguf(gguf, context, tokenizer)
-    return _from_checkpoint(path, context, tokenizer, pickles, progress or _say_nothing)
+    return _from_checkpoint(path, context, tokenizer, pickles, progress)
 
 
 def _cached(name: str) -> Path:
@@ -176,8 +188,10 @@ def _quantization(config: Any) -> dict[str, Any] | None:
 
 def _activations(settings: dict[str, Any]) -> str | None:
     """What is lost of a quantization that rounds activations too."""
-    groups: dict[str, Any] = settings.get("config_groups") or {}
-    if settings.get("activation_scheme") or any(each.get("input_activations") for each in groups.values()):
+    groups: Any = settings.get("config_groups")
+    each_group: list[Any] = list(groups.values()) if isinstance(groups, dict) else []
+    rounds = any(isinstance(each, dict) and each.get("input_activations") for each in each_group)
+    if settings.get("activation_scheme") or rounds:
         return "activations, which the checkpoint's makers rounded too, stay as they are"
     return None
 

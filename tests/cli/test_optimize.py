@@ -7,12 +7,18 @@ import os
 import shutil
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from rich.console import Console
 
 from milopt.census import op_counts
 from milopt.cli import main
+from milopt.cli.tables import print_coverage
+from milopt.mil import mb, target, types
 from milopt.package import load
+from milopt.passes.compressing import Coverage
 from milopt.pipeline import Pipeline
 from milopt.registry import names
 from milopt.text import text
@@ -347,3 +353,38 @@ def test_a_fault_is_one_line_or_a_traceback(
     assert told == "ZeroDivisionError: division by zero; this is a fault of milopt: --debug shows where"
     with pytest.raises(ZeroDivisionError):
         main([*arguments, "--debug"])
+
+
+def test_what_became_of_each_weight_is_told(tmp_path: Path, capsys: Capture) -> None:
+    weight = np.arange(64 * 64, dtype=np.float16).reshape(64, 64) / 4096
+
+    @mb.program(input_specs=[mb.TensorSpec((1, 64), types.fp16)], opset_version=target.iOS18)
+    def program(x: Any) -> Any:
+        x = mb.linear(x=x, weight=mb.const(val=weight, name="big"))
+        return mb.linear(x=x, weight=mb.const(val=weight[:2], name="small"), name="y")
+
+    package = load(program).save(tmp_path / "in.mlpackage")
+    given = ["optimize", package, "--passes", "palettize{bits=4},decompress", "--verify", "none", "-o"]
+    assert main(list(map(str, [*given, tmp_path / "a.mlpackage", "--json"]))) == 0
+    made, back = json.loads(capsys.readouterr().out)["report"]["passes"]
+    assert [(each["name"], each["bits"], each["reason"]) for each in made["coverage"]] == [
+        ("big", 4, ""),
+        ("small", None, "too small: 128 of 2048 numbers"),
+    ]
+    (line,) = back["coverage"]
+    assert (line["snr"], line["before"], line["after"]) == ("inf", made["coverage"][0]["after"], 8192)
+
+    assert main(list(map(str, [*given, tmp_path / "b.mlpackage"]))) == 0
+    told = [" ".join(each.split()) for each in capsys.readouterr().out.splitlines()]
+    assert any(each.startswith("1 4 bits, a table per 16 channels") for each in told)
+    assert "1 left alone: too small: 128 of 2048 numbers 256 bytes 256 bytes" in told
+    assert main(list(map(str, [*given, tmp_path / "c.mlpackage", "-v"]))) == 0
+    assert "big fp16[64, 64]" in capsys.readouterr().out
+
+
+def test_many_kinds_of_weights_are_shortened(capsys: Capture) -> None:
+    lines = [Coverage(f"w{at}", ("main",), (at,), "fp16", at, at, reason=f"number {at}") for at in range(1, 14)]
+    print_coverage(Console(width=120), "palettize", lines)
+    told = [" ".join(each.split()) for each in capsys.readouterr().out.splitlines() if each.strip()]
+    assert told[3] == "1 left alone: number 13 13 bytes 13 bytes"
+    assert told[-1] == "3 others; -v shows all 6 bytes 6 bytes"

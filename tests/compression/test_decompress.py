@@ -13,7 +13,7 @@ from milopt.mil import Program, constant, is_constexpr, mb, operations, target, 
 from milopt.package import load
 from milopt.passes.compressing import CompressionReport
 from milopt.passes.compression import Palettize
-from milopt.passes.decompression import Decompress
+from milopt.passes.decompression import Decompress, compressed_weights
 from milopt.passes.quantization import Quantize
 from milopt.pipeline import Pipeline
 from milopt.text import text
@@ -169,3 +169,18 @@ def two_layers(first: Any, second: Any) -> Program:
         return mb.linear(x=x, weight=held), mb.linear(x=y, weight=mb.const(val=second, name="v"))
 
     return program
+
+
+def test_the_same_bytes_on_another_axis_are_another_weight() -> None:
+    data = np.arange(16, dtype=np.int8).reshape(4, 4)
+    scale = np.arange(1, 5, dtype=np.float16)
+
+    @mb.program(input_specs=[mb.TensorSpec((1, 4), types.fp16)] * 2, opset_version=target.iOS18)
+    def program(x: Any, y: Any) -> Any:
+        rows = mb.constexpr_blockwise_shift_scale(data=data, scale=scale.reshape(4, 1))
+        columns = mb.constexpr_blockwise_shift_scale(data=data, scale=scale.reshape(1, 4))
+        return mb.linear(x=x, weight=rows), mb.linear(x=y, weight=columns)
+
+    first, second = (weight.array for weight in compressed_weights(load(program)))
+    np.testing.assert_array_equal(first, data * scale.reshape(4, 1))
+    np.testing.assert_array_equal(second, data * scale)

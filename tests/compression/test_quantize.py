@@ -335,3 +335,11 @@ def test_every_weight_is_quantized_or_has_a_reason(outputs: int, inputs: int, ki
     assert [op.name for op in operations(model.function()) if op.name == "w"] == ["w"]
     assert (report.applied, len(report.misses)) in ((1, 0), (0, 1))
     assert len(blocks(model.function())) == report.applied
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_largest_numbers_of_fp16_stay_finite(symmetric: bool) -> None:
+    weight = np.tile(np.array([65504, -65504], np.float16), (2, 16))
+    found = quantize(weight, (2, 1), "int4", symmetric=symmetric)
+    zero = 0 if found.offset is None else found.offset.astype(np.float16)
+    assert np.isfinite(found.scale * (found.data.astype(np.float16) - zero)).all()

@@ -37,7 +37,7 @@ def test_they_have_to_be_allowed(tmp_path: Path) -> None:
 
 def test_tensors_are_read(tmp_path: Path) -> None:
     wanted = llama().state_dict()
-    got = open_source(_folder(tmp_path, wanted), context=16, pickles=True).model.state_dict()
+    got = open_source(_folder(tmp_path, wanted), context=16, pickles=True, stand_ins=True).model.state_dict()
     assert all(torch.equal(got[name], value) for name, value in wanted.items())
 
 
@@ -46,7 +46,7 @@ def test_a_transposed_tensor(tmp_path: Path) -> None:
     name = "lm_head.weight"
     turned = {**state, name: state[name].T.contiguous().T}
     assert not turned[name].is_contiguous()
-    model = open_source(_folder(tmp_path, turned, vocab_size=2048), context=16, pickles=True).model
+    model = open_source(_folder(tmp_path, turned, vocab_size=2048), context=16, pickles=True, stand_ins=True).model
     assert is_stand_in(model.lm_head.weight)
     with real_weights():
         assert torch.equal(model.lm_head.weight.clone(), state[name])
@@ -60,6 +60,27 @@ def test_shards(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
     got = read_pickled(tmp_path)
     assert all(torch.equal(got[name](), value) for name, value in state.items())
+
+
+def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
+    for number in range(2):
+        torch.save({"x": torch.full((2,), float(number))}, tmp_path / f"{number}.bin")
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"x": "0.bin", "y": "1.bin"}}))
+    _refused(tmp_path, "'x' is in two files")
+
+
+def test_parameters_and_negated_views(tmp_path: Path) -> None:
+    negated = torch.complex(torch.ones(3), torch.arange(3.0)).conj().imag
+    assert negated.is_neg()
+    torch.save({"x": torch.nn.Parameter(torch.arange(4.0)), "y": negated}, tmp_path / "pytorch_model.bin")
+    got = read_pickled(tmp_path)
+    assert got["x"]().numpy().tolist() == [0, 1, 2, 3]
+    assert got["y"]().numpy().tolist() == [0, -1, -2]
+
+
+def test_a_tensor_larger_than_its_file(tmp_path: Path) -> None:
+    torch.save({"x": torch.ones(1, 1).expand(1 << 20, 1 << 20)}, tmp_path / "pytorch_model.bin")
+    _refused(tmp_path, "'x' of .* is larger than the file")
 
 
 class _Evil:
@@ -124,7 +145,7 @@ def test_a_second_pickle(tmp_path: Path) -> None:
     _refused(tmp_path, "holds 2 pickles")
 
 
-@pytest.mark.parametrize("name", ["../pytorch_model.bin", "absent.bin"])
+@pytest.mark.parametrize("name", ["../pytorch_model.bin", "absent.bin", "x" * 5000, "x\0.bin"])
 def test_an_index_that_leads_elsewhere(name: str, tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
     _refused(tmp_path, "which is no file there")

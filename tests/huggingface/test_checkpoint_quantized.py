@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,39 @@ def test_rounded_activations_are_told(tmp_path: Path) -> None:
     told: list[str] = []
     open_source(folder, context=16, progress=told.append)
     assert "activations, which the checkpoint's makers rounded too, stay as they are" in told
+
+
+@pytest.mark.parametrize("groups", [[1], {"a": "b"}, "x"])
+def test_groups_that_are_none(groups: Any, tmp_path: Path) -> None:
+    folder, _ = _quantized_folder(tmp_path / "a")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "compressed-tensors", "config_groups": groups}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConversionError, match="no tensor is quantized that way"):
+        open_source(folder, context=16)
+
+
+_INT8 = {"quant_method": "compressed-tensors", "format": "int-quantized"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings"),
+    [
+        ((1, 1), {"quant_method": "fp8", "weight_block_size": [0, 0]}),
+        ((8, 1, 5), _INT8),
+        ((8, 0), _INT8),
+        ((8, 1), {**_INT8, "sparsity_config": "x"}),
+    ],
+)
+def test_settings_and_scales_that_make_no_sense(shape: tuple[int, ...], settings: dict[str, Any]) -> None:
+    part = "weight_scale_inv" if settings["quant_method"] == "fp8" else "weight_scale"
+    held = {"l.weight": torch.ones(8, 16, dtype=torch.int8), f"l.{part}": torch.ones(shape)}
+    with pytest.raises(ConversionError, match="tensors don't fit together"):
+        list(decoded({name: partial(_itself, value) for name, value in held.items()}, settings))
+
+
+def _itself(value: torch.Tensor) -> torch.Tensor:
+    return value
 
 
 def test_a_config_that_says_more_than_the_file(tmp_path: Path) -> None:

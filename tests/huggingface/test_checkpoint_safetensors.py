@@ -31,7 +31,7 @@ def test_what_is_saved_is_read(dtype: torch.dtype, tmp_path: Path) -> None:
     # large enough for stand-ins
     model = llama(vocab_size=2048).to(dtype)
     model.save_pretrained(tmp_path)
-    source = open_source(tmp_path, context=16)
+    source = open_source(tmp_path, context=16, stand_ins=True)
     got, wanted = _weights(source.model), model.state_dict()
     assert list(got) == list(wanted)
     assert all(torch.equal(got[name], value.float()) for name, value in wanted.items())
@@ -39,11 +39,20 @@ def test_what_is_saved_is_read(dtype: torch.dtype, tmp_path: Path) -> None:
     assert not is_stand_in(source.model.model.norm.weight)
 
 
+def test_without_stand_ins_the_weights_are_there(tmp_path: Path) -> None:
+    model = llama(vocab_size=2048)
+    model.save_pretrained(tmp_path)
+    got = open_source(tmp_path, context=16).model
+    assert not any(map(is_stand_in, got.parameters()))
+    tokens = torch.tensor([[1, 5, 9]])
+    assert torch.equal(got(tokens).logits, model.eval()(tokens).logits)
+
+
 def test_shards(tmp_path: Path) -> None:
     model = llama(vocab_size=2048)
     model.save_pretrained(tmp_path, max_shard_size="200kB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    got = _weights(open_source(tmp_path, context=16).model)
+    got = _weights(open_source(tmp_path, context=16, stand_ins=True).model)
     assert all(torch.equal(got[name], value) for name, value in model.state_dict().items())
 
 
@@ -121,6 +130,8 @@ def test_an_adapter_is_no_model(folder: Path, tmp_path: Path) -> None:
         (_entry(shape=[-2, -8]), "has no shape"),
         (_entry(shape=[True, 16]), "has no shape"),
         (_entry(shape=None), "has no shape"),
+        (_entry(shape=[0, 1 << 61, 1 << 61], data_offsets=[0, 0]), "has no shape that fits a file"),
+        (_entry(shape=[(1 << 62) - 1] * 5000), "has no shape"),
         (_entry(dtype="F4"), "is of type 'F4'"),
         (_entry(dtype=["F32"]), "is of type"),
         ({"x": 3}, "has no shape"),
@@ -155,6 +166,8 @@ def _sharded(folder: Path, places: Any) -> Path:
         ({"x": "..\\one.safetensors"}, "is not the name of a file"),
         ({"x": ".."}, "is not the name of a file|which is missing"),
         ({"x": 3}, "is not the name of a file"),
+        ({"x": "x" * 5000}, "is not the name of a file"),
+        ({"x": "one\0.safetensors"}, "is not the name of a file"),
         ({"x": "two.safetensors"}, "names 'two.safetensors', which is missing"),
         ({"y": "one.safetensors"}, "has no tensor 'y'"),
         ({}, "has no weight_map"),

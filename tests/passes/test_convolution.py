@@ -14,6 +14,7 @@ from milopt.interpreter import evaluate
 from milopt.mil import Program, get_new_symbol, mb, operations, target, types, weight_key
 from milopt.package import load
 from milopt.passes.convolution import LinearAsConv, LinearToConv
+from milopt.pipeline import Pipeline
 from milopt.reports import Report
 from milopt.rules import apply
 from milopt.text import text
@@ -205,13 +206,32 @@ def test_golden() -> None:
     assert text(program) == GOLDEN
 
 
+@pytest.mark.parametrize("left", [False, True])
+def test_coremltools_does_not_turn_it_back(left: bool) -> None:
+    """``common::compose_conv1d`` makes convolutions of rank 3 of those that it finds between two moves of rank 3."""
+
+    def build() -> Program:
+        @mb.program(input_specs=[mb.TensorSpec((2, 6, 6))], opset_version=target.iOS17)
+        def program(x: Any) -> Any:
+            return mb.matmul(x=WEIGHT, y=x, name="out") if left else mb.linear(x=x, weight=WEIGHT, name="out")
+
+        return program
+
+    before, after = twice(build)
+    assert converted(after).applied == 1
+    kinds, model = op_types(after), load(after)
+    Pipeline.parse("ct:common::compose_conv1d").run(model)
+    assert op_types(model.program) == kinds
+    assert_same(before, model.program)
+
+
 GOLDEN = """\
 main[CoreML7](%x: fp32[1, 5, 6]) {
-  %0: fp32[1, 1, 5, 6] = expand_dims(x=%x, axes=[1])
-  %1: fp32[1, 6, 1, 5] = transpose(x=%0, perm=[0, 3, 1, 2])
+  %0: fp32[1, 5, 6, 1] = expand_dims(x=%x, axes=[3])
+  %1: fp32[1, 6, 1, 5] = transpose(x=%0, perm=[0, 2, 3, 1])
   %2: fp32[1, 4, 1, 5] = conv(x=%1, weight=w0, bias=[0.90347016, 0.0940123, -0.7434993, -0.9217254])
-  %3: fp32[1, 1, 5, 4] = transpose(x=%2, perm=[0, 2, 3, 1])
-  %4: fp32[1, 5, 4] = squeeze(x=%3, axes=[1])
+  %3: fp32[1, 5, 4, 1] = transpose(x=%2, perm=[0, 3, 1, 2])
+  %4: fp32[1, 5, 4] = squeeze(x=%3, axes=[3])
 } -> (out=%4)
 w0: fp32[4, 6, 1, 1]
 """

@@ -224,11 +224,11 @@ def test_golden() -> None:
 
 GOLDEN = """\
 main[CoreML7](%x: fp32[1, 6, 1, 5]) {
-  %0: fp32[1, 1, 5, 6] = transpose(x=%x, perm=[0, 2, 3, 1])
-  %1: fp32[1, 5, 6] = squeeze(x=%0, axes=[1])
+  %0: fp32[1, 5, 6, 1] = transpose(x=%x, perm=[0, 3, 1, 2])
+  %1: fp32[1, 5, 6] = squeeze(x=%0, axes=[3])
   %2: fp32[1, 5, 4] = linear(x=%1, weight=w0)
-  %3: fp32[1, 1, 5, 4] = expand_dims(x=%2, axes=[1])
-  %4: fp32[1, 4, 1, 5] = transpose(x=%3, perm=[0, 3, 1, 2])
+  %3: fp32[1, 5, 4, 1] = expand_dims(x=%2, axes=[3])
+  %4: fp32[1, 4, 1, 5] = transpose(x=%3, perm=[0, 2, 3, 1])
 } -> (out=%4)
 w0: fp32[4, 6]
 """

@@ -13,6 +13,7 @@ from milopt.mil import Program, Var, constant, mb, operations, remove_if_dead, s
 from milopt.package import load
 from milopt.passes import kernels
 from milopt.passes.convolution import LinearToConv
+from milopt.passes.head import SplitHead
 from milopt.passes.kernels import Cut, Reform, bytes_of, key_of, reformed
 from milopt.reports import NoMatch, Report
 
@@ -255,3 +256,48 @@ def test_parts(form: str) -> None:
 
     assert_same(program_of(form, "linear"), parts())
     assert forms_in(parts()) == forms_in(program_of(form, "linear")) * 2
+
+
+def halves(*, table: bool = False) -> Program:
+    """Two square weights whose scales, of rows and of columns, are the same bytes; the first may be a table."""
+    rng = np.random.default_rng(5)
+    integers, scale = rng.integers(-8, 8, (6, 6)).astype(np.int8), rng.random(6).astype(np.float16)
+    given = mb.TensorSpec((1, 5), types.int32) if table else mb.TensorSpec((1, 5, 6), types.fp16)
+
+    @mb.program(input_specs=[given], opset_version=target.iOS18)
+    def program(x: Any) -> Any:
+        rows, columns = (
+            mb.constexpr_blockwise_shift_scale(data=integers, scale=scale.reshape(shape)) for shape in ((6, 1), (1, 6))
+        )
+        first = mb.gather(x=rows, indices=x, axis=0) if table else mb.linear(x=x, weight=rows)
+        return mb.linear(x=first, weight=columns, name="out")
+
+    return program
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_equal_bytes_grouped_otherwise_are_not_shared(table: bool) -> None:
+    before, after = twice(lambda: halves(table=table))
+    report = LinearToConv(tied="gather").run(load(after))
+    assert report.applied == (1 if table else 2)
+    assert not any("embedding" in note for note in report.notes)
+    assert_same(before, after)
+
+
+def test_scales_along_an_axis_counted_from_the_end_are_cut() -> None:
+    def build(axis: int) -> Program:
+        rng = np.random.default_rng(6)
+        integers, scale = rng.integers(0, 9, (6, 4)).astype(np.uint8), rng.random(6).astype(np.float16)
+
+        @mb.program(input_specs=[mb.TensorSpec((1, 5, 4), types.fp16)], opset_version=target.iOS16)
+        def program(x: Any) -> Any:
+            weight = mb.constexpr_affine_dequantize(
+                quantized_data=integers, scale=scale, zero_point=np.uint8(2), axis=np.int32(axis)
+            )
+            return mb.linear(x=x, weight=weight, name="logits")
+
+        return program
+
+    after = build(-2)
+    assert SplitHead(slices=2).run(load(after)).applied == 1
+    assert_same(build(0), after)
