@@ -80,9 +80,10 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     except Exception as problem:  # torch raises whatever the damaged file makes its reader raise
         reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
         raise ConversionError(f"{path}: torch can't read it: {reason}") from problem
+    held: dict[Any, Any] = loaded
     if not isinstance(loaded, dict):
         raise ConversionError(f"{path}: holds a {type(loaded).__name__}, and no tensors by name")
-    size, held = path.stat().st_size, dict[Any, Any](loaded)
+    size = path.stat().st_size
     for name, value in held.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise ConversionError(f"{path}: holds {type(value).__name__} {str(name)[:100]!r}, which is no tensor")

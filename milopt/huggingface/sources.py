@@ -188,12 +188,16 @@ def _quantization(config: Any) -> dict[str, Any] | None:
 
 def _activations(settings: dict[str, Any]) -> str | None:
     """What is lost of a quantization that rounds activations too."""
-    groups: Any = settings.get("config_groups")
-    each_group: list[Any] = list(groups.values()) if isinstance(groups, dict) else []
-    rounds = any(isinstance(each, dict) and each.get("input_activations") for each in each_group)
+    rounds = any(_mapping(each).get("input_activations") for each in _mapping(settings.get("config_groups")).values())
     if settings.get("activation_scheme") or rounds:
         return "activations, which the checkpoint's makers rounded too, stay as they are"
     return None
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """What should be a mapping, and may be anything: nothing, then."""
+    found: dict[str, Any] = value
+    return found if isinstance(value, dict) else {}
 
 
 def _load_state(config: Any, kind: Kind, named: str, place: Path, state: dict[str, Any]) -> Any:

@@ -356,7 +356,7 @@ def test_a_fault_is_one_line_or_a_traceback(
 
 
 def test_what_became_of_each_weight_is_told(tmp_path: Path, capsys: Capture) -> None:
-    weight = np.arange(64 * 64, dtype=np.float16).reshape(64, 64) / 4096
+    weight = np.reshape(np.arange(64 * 64, dtype=np.float16), (64, 64)) / 4096
 
     @mb.program(input_specs=[mb.TensorSpec((1, 64), types.fp16)], opset_version=target.iOS18)
     def program(x: Any) -> Any:

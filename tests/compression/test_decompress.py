@@ -172,15 +172,15 @@ def two_layers(first: Any, second: Any) -> Program:
 
 
 def test_the_same_bytes_on_another_axis_are_another_weight() -> None:
-    data = np.arange(16, dtype=np.int8).reshape(4, 4)
+    data = np.reshape(np.arange(16, dtype=np.int8), (4, 4))
     scale = np.arange(1, 5, dtype=np.float16)
 
     @mb.program(input_specs=[mb.TensorSpec((1, 4), types.fp16)] * 2, opset_version=target.iOS18)
     def program(x: Any, y: Any) -> Any:
-        rows = mb.constexpr_blockwise_shift_scale(data=data, scale=scale.reshape(4, 1))
-        columns = mb.constexpr_blockwise_shift_scale(data=data, scale=scale.reshape(1, 4))
+        rows = mb.constexpr_blockwise_shift_scale(data=data, scale=np.reshape(scale, (4, 1)))
+        columns = mb.constexpr_blockwise_shift_scale(data=data, scale=np.reshape(scale, (1, 4)))
         return mb.linear(x=x, weight=rows), mb.linear(x=y, weight=columns)
 
     first, second = (weight.array for weight in compressed_weights(load(program)))
-    np.testing.assert_array_equal(first, data * scale.reshape(4, 1))
+    np.testing.assert_array_equal(first, data * np.reshape(scale, (4, 1)))
     np.testing.assert_array_equal(second, data * scale)

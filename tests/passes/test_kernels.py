@@ -261,7 +261,8 @@ def test_parts(form: str) -> None:
 def halves(*, table: bool = False) -> Program:
     """Two square weights whose scales, of rows and of columns, are the same bytes; the first may be a table."""
     rng = np.random.default_rng(5)
-    integers, scale = rng.integers(-8, 8, (6, 6)).astype(np.int8), rng.random(6).astype(np.float16)
+    integers: Any = rng.integers(-8, 8, (6, 6)).astype(np.int8)
+    scale: Any = rng.random(6).astype(np.float16)
     given = mb.TensorSpec((1, 5), types.int32) if table else mb.TensorSpec((1, 5, 6), types.fp16)
 
     @mb.program(input_specs=[given], opset_version=target.iOS18)
