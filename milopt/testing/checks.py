@@ -78,7 +78,24 @@ class _Subject:
         return cls(rules, name, lambda model: apply(rules, model), metric or Exact())
 
 
+# how many times as many programs are drawn before a rule that did not fire in the first ones is called vacuous
+_PATIENCE = 10
+
+
 def _check(subject: _Subject, programs: st.SearchStrategy[Program], max_examples: int, must_fire: bool) -> None:
+    fired = _tried(subject, programs, max_examples)
+    if not must_fire or any(fired):
+        return
+    # the first programs are the simplest: one value, which is the output
+    fired += _tried(subject, programs, _PATIENCE * max_examples)
+    if not any(fired):
+        raise AssertionError(
+            f"vacuous: {subject.name} never fired in {len(fired)} programs; draw programs that it applies to"
+        )
+
+
+def _tried(subject: _Subject, programs: st.SearchStrategy[Program], max_examples: int) -> list[bool]:
+    """Whether the subject fired, for each program; it holds for all of them."""
     fired: list[bool] = []
 
     @settings(
@@ -99,10 +116,7 @@ def _check(subject: _Subject, programs: st.SearchStrategy[Program], max_examples
             reject()  # MIL's type inference lets programs pass that can't run
 
     check()
-    if must_fire and not any(fired):
-        raise AssertionError(
-            f"vacuous: {subject.name} never fired in {len(fired)} programs; draw programs that it applies to"
-        )
+    return fired
 
 
 def _holds(subject: _Subject, program: Program) -> bool:
