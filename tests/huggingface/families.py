@@ -36,6 +36,11 @@ _COMMON: dict[str, Any] = {
 _ENCODER = {
     key: value for key, value in _COMMON.items() if key not in ("num_key_value_heads", "bos_token_id", "eos_token_id")
 }
+_IMAGE_ENCODER = {
+    key: value
+    for key, value in _ENCODER.items()
+    if key not in ("vocab_size", "pad_token_id", "max_position_embeddings")
+}
 _HYBRID = ["sliding_attention", "full_attention"]
 _ROPE: dict[str, Any] = {"rope_theta": 10000.0}
 
@@ -260,11 +265,7 @@ FAMILIES: dict[str, Family] = dict(
             "vit",
             "ViTConfig",
             "ViTModel",
-            base={
-                key: value
-                for key, value in _ENCODER.items()
-                if key not in ("vocab_size", "pad_token_id", "max_position_embeddings")
-            },
+            base=_IMAGE_ENCODER,
             image_size=32,
             patch_size=8,
             kind="image-encoder",
@@ -273,11 +274,7 @@ FAMILIES: dict[str, Family] = dict(
             "vit-classes",
             "ViTConfig",
             "ViTForImageClassification",
-            base={
-                key: value
-                for key, value in _ENCODER.items()
-                if key not in ("vocab_size", "pad_token_id", "max_position_embeddings")
-            },
+            base=_IMAGE_ENCODER,
             image_size=32,
             patch_size=8,
             num_labels=5,
