@@ -94,8 +94,9 @@ class _Run:
             got = self._fed(plan, tokens, prompt, habit)
             if isinstance(got, Finding):
                 found.append(got)
-                continue
-            if wanted is None:
+            elif (what := _not_finite(got)) is not None:
+                found.append(Finding(habit.name, False, what))
+            elif wanted is None:
                 wanted = got
                 found.append(Finding(habit.name, True, f"{len(tokens)} tokens: what the others are held against"))
             elif self.reference is not None:
@@ -149,14 +150,21 @@ class _Run:
         got = self._fed(compile(self.model, precision="declared"), tokens, prompt, habit)
         if isinstance(got, Finding):
             return Finding(what, False, got.detail)
-        bad: Any = ~np.isfinite(got).all(-1)
-        if bad.any():
-            text = f"the logits of {int(bad.sum())} of {len(bad)} tokens are not finite, first of token {bad.argmax()}"
-            return Finding(what, False, f"{text}: the client answers with nonsense (milopt lint-numerics says where)")
+        if (fault := _not_finite(got)) is not None:
+            return Finding(what, False, f"{fault} (milopt lint-numerics says where)")
         if wanted is None:
             return Finding(what, True, "finite")
         same = _same_tokens(got, wanted, prompt)
         return Finding(what, True, f"finite; {int(same.sum())} of {len(same)} tokens as without rounding")
+
+
+def _not_finite(got: Logits) -> str | None:
+    """Which tokens' logits no client can use."""
+    bad: Any = ~np.isfinite(got).all(-1)
+    if not bad.any():
+        return None
+    text = f"the logits of {int(bad.sum())} of {len(bad)} tokens are not finite, first of token {bad.argmax()}"
+    return f"{text}: the client answers with nonsense"
 
 
 def _as_others(habit: Habit, got: Logits, wanted: Logits, prompt: int) -> Finding:

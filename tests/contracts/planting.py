@@ -115,6 +115,17 @@ def _overflow(made: Model) -> Model:
     return made
 
 
+def _nonsense(made: Model) -> Model:
+    """The logarithm of a negative number, in every precision."""
+    function = made.function()
+    logits = function.outputs[0]
+    assert logits.op is not None
+    op = Builder(logits.op, value_names(function))
+    x = logits.op.x
+    logits.op.set_inputs(x=op.log(x=op.sub(x=op.mul(x=x, y=np.float16(0)), y=np.float16(1))))
+    return made
+
+
 def _last_row_only(made: Model) -> Model:
     function = made.function()
     logits = function.outputs[0]
@@ -251,6 +262,11 @@ DEFECTS: dict[str, tuple[Plant, str, str]] = {
         lambda made: _set(made, "positions", y=np.zeros(1, np.int32)),
         "end = n + 1, zeros, token by token",
         "slot 0, which this client never writes, is attended to, or positions are counted from it",
+    ),
+    "no numbers": (
+        _nonsense,
+        "end = n, causal mask, prompt at once",
+        "are not finite, first of token 0: the client answers with nonsense",
     ),
     "an overflow": (
         _overflow,

@@ -65,6 +65,12 @@ def test_only_what_is_broken_fails() -> None:
     assert [each.check for each in check(plant(kept())).failed] == ["declared precision"]
 
 
+def test_a_conversation_without_numbers_is_nothing_to_hold_others_against() -> None:
+    plant, _, _ = DEFECTS["no numbers"]
+    failed = {each.check for each in check(plant(kept())).failed}
+    assert failed == set(CONVERSATIONS)
+
+
 def test_nothing_runs_where_names_are_missing() -> None:
     plant, _, _ = DEFECTS["a state of another name"]
     found = check(plant(kept()))
