@@ -1,0 +1,1 @@
+"""Every rule and pass of milopt on thousands of programs."""
