@@ -27,15 +27,18 @@ _TOKEN = re.compile(r"\.[0-9a-f]{8}\.(new|old)")
 
 
 @contextmanager
-def published(path: Path, *, overwrite: bool) -> Generator[Path]:
+def published(
+    path: Path, *, overwrite: bool, marker: str = MANIFEST, suffix: str = ".mlpackage", what: str = "package"
+) -> Generator[Path]:
     """A new folder to fill, beside ``path`` and therefore on its file system; at the end it becomes ``path``.
 
     Until that moment, and for ever when anything is raised inside (Ctrl-C included) or the process is killed, ``path``
     is as it was. A package that is replaced is only given up when the new one is on the disk. :class:`PackageError`
-    where ``path`` can't be written or holds something that is not to be replaced.
+    where ``path`` can't be written or holds something that is not to be replaced: only a folder with a file ``marker``
+    is, which is what ``what`` says.
     """
     try:
-        path = _target(path, overwrite)
+        path = _target(path, overwrite, marker, suffix, what)
     except OSError as error:
         raise PackageError(f"can't write {path}: {error.strerror or error}") from error
     fresh, lock = path, -1
@@ -64,17 +67,17 @@ def recover(path: Path) -> None:
         return
 
 
-def _target(path: Path, overwrite: bool) -> Path:
-    if path.suffix != ".mlpackage":
-        raise PackageError(f"{path}: a package's name ends in .mlpackage")
+def _target(path: Path, overwrite: bool, marker: str, suffix: str, what: str) -> Path:
+    if suffix and path.suffix != suffix:
+        raise PackageError(f"{path}: a {what}'s name ends in {suffix}")
     path = path.resolve() if path.is_symlink() else path.absolute()
     if not path.parent.is_dir():
         raise PackageError(f"can't write {path}: its folder does not exist")
     recover(path)
     if path.exists() and not overwrite:
         raise PackageError(f"{path} exists; it is replaced only on request (overwrite, --force)")
-    if path.exists() and not (path / MANIFEST).is_file():
-        raise PackageError(f"{path} exists and is no package; it is not replaced")
+    if path.exists() and not (path / marker).is_file():
+        raise PackageError(f"{path} exists and is no {what}; it is not replaced")
     return path
 
 
