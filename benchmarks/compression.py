@@ -16,6 +16,7 @@ import importlib
 import logging
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -39,6 +40,7 @@ from milopt.pipeline import Pass
 
 HERE = Path(__file__).resolve().parent
 GROUP, BLOCK, WORKERS = 16, 32, 2
+FORMS = ("tensor", "group", "block")
 # those whose groups have 10,000 weights: for fewer coremltools takes scikit-learn's k-means, which is slower and worse
 LAYERS = ("0.mlp.down_proj", "3.mlp.down_proj", "12.mlp.down_proj", "20.mlp.down_proj", "29.mlp.down_proj")
 
@@ -49,6 +51,7 @@ Array: TypeAlias = Any
 class Setting:
     """A pass of milopt, and what coremltools calls the same."""
 
+    key: str
     name: str
     own: Pass
     config: Callable[[Any], Any]
@@ -68,18 +71,21 @@ def settings() -> list[Setting]:
 
     return [
         Setting(
+            "tensor",
             "4 bits, a table per tensor",
             Palettize(bits=4, granularity="tensor"),
             palettizer("per_tensor"),
             "palettize_weights",
         ),
         Setting(
+            "group",
             f"4 bits, a table per {GROUP} channels",
             Palettize(bits=4, group_size=GROUP),
             palettizer("per_grouped_channel", group_size=GROUP),
             "palettize_weights",
         ),
         Setting(
+            "block",
             f"int4, a scale per {BLOCK}",
             Quantize(block_size=BLOCK),
             quantizer,
@@ -111,24 +117,44 @@ def decoded(made: Program) -> dict[str, Array]:
     }
 
 
-def by_coremltools(weights: list[Array], setting: Setting) -> tuple[float, dict[str, Array]]:
+@dataclass(frozen=True)
+class Run:
+    """Seconds on the clock and of processor time, of all processes, and the weights by name."""
+
+    seconds: float
+    spent: float
+    weights: dict[str, Array]
+
+
+def processor_time() -> float:
+    """Of this process and of those that it started and that have ended."""
+    multiprocessing.active_children()  # those that have ended are waited for
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def by_coremltools(weights: list[Array], setting: Setting) -> Run:
     coreml: Any = importlib.import_module("coremltools.optimize.coreml")
     passes: Any = importlib.import_module("coremltools.optimize.coreml._quantization_passes")
     config = coreml.OptimizationConfig(global_config=setting.config(coreml))
     step, made = getattr(passes, setting.compressed)(config=config), program(weights)
-    passes.palettize_weights._compress_pool = multiprocessing.Pool(WORKERS)  # the last one ended with its pass
-    begun = time.perf_counter()
+    pool = multiprocessing.Pool(WORKERS)
+    passes.palettize_weights._compress_pool = pool  # the last one ended with its pass
+    begun, used = time.perf_counter(), processor_time()
     step.apply(made)
-    return time.perf_counter() - begun, decoded(made)
+    seconds = time.perf_counter() - begun
+    pool.close()
+    pool.join()
+    return Run(seconds, processor_time() - used, decoded(made))
 
 
-def by_milopt(weights: list[Array], setting: Setting) -> tuple[float, dict[str, Array]]:
+def by_milopt(weights: list[Array], setting: Setting) -> Run:
     model = load(program(weights))
     with joblib.parallel_config(n_jobs=WORKERS):
-        begun = time.perf_counter()
+        begun, used = time.perf_counter(), processor_time()
         setting.own.run(model)
-        spent = time.perf_counter() - begun
-    return spent, decoded(model.program)
+        seconds, spent = time.perf_counter() - begun, processor_time() - used
+    return Run(seconds, spent, decoded(model.program))
 
 
 def error(weights: list[Array], found: dict[str, Array]) -> list[float]:
@@ -185,30 +211,33 @@ def ensembles(given: argparse.Namespace) -> Iterator[tuple[str, list[Array]]]:
 
 def compared(given: argparse.Namespace) -> Iterator[str]:
     yield (
-        "| weights | form | coremltools s | milopt s | times faster | milopt, M weights/s | of a copy's bandwidth "
-        "| MSE / coremltools', mean and worst tensor |"
+        "| weights | form | coremltools s | milopt s | times faster | in processor time | milopt, M weights/s "
+        "| of a copy's bandwidth | MSE / coremltools', mean and worst tensor |"
     )
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|"
     speed = bandwidth()
     warm = [np.random.default_rng(1).standard_normal((32, 640)).astype(np.float16)]
     for name, weights in ensembles(given):
-        for setting in settings():
+        for setting in (each for each in settings() if each.key in given.forms):
             by_milopt(warm, setting)
             by_coremltools(warm, setting)
-            own, ours = min((by_milopt(weights, setting) for _ in range(given.rounds)), key=lambda each: each[0])
-            slow, theirs = by_coremltools(weights, setting)
-            ratios = [a / b for a, b in zip(error(weights, ours), error(weights, theirs), strict=True)]
+            own = min((by_milopt(weights, setting) for _ in range(given.rounds)), key=lambda each: each.seconds)
+            slow = by_coremltools(weights, setting)
+            errors = zip(error(weights, own.weights), error(weights, slow.weights), strict=True)
+            ratios = [one / other for one, other in errors]
             numbers = sum(each.size for each in weights)
             # fp16 read once, half a byte written
-            share = numbers * 2.5 / own / speed
+            share = numbers * 2.5 / own.seconds / speed
             yield (
-                f"| {name} ({numbers / 1e6:.1f}M) | {setting.name} | {slow:.2f} | {own:.3f} | {slow / own:.0f} "
-                f"| {numbers / own / 1e6:.0f} | {share:.0%} | {np.mean(ratios):.5f}, {max(ratios):.5f} |"
+                f"| {name} ({numbers / 1e6:.1f}M) | {setting.name} | {slow.seconds:.2f} | {own.seconds:.3f} "
+                f"| {slow.seconds / own.seconds:.0f} | {slow.spent:.2f} / {own.spent:.3f} = "
+                f"{slow.spent / own.spent:.0f} | {numbers / own.seconds / 1e6:.0f} | {share:.0%} "
+                f"| {np.mean(ratios):.5f}, {max(ratios):.5f} |"
             )
         if not given.skip_exact:
             total, worst = excess(weights)
             above = f"{total:.5%} summed, {worst:.5%} the worst group"
-            yield f"| {name} | groups of {GROUP}, above the exact error | | | | | | {above} |"
+            yield f"| {name} | groups of {GROUP}, above the exact error | | | | | | | {above} |"
 
 
 def end_to_end(parameters: int) -> str:
@@ -254,6 +283,8 @@ def main() -> None:
     parser.add_argument("--numbers", type=float, default=8e6, help="synthetic weights, default 8e6")
     parser.add_argument("--rounds", type=int, default=3, help="of which milopt's best counts")
     parser.add_argument("--parameters", type=float, default=1.2e9, help="of the model end to end; 0 for none")
+    parser.add_argument("--forms", nargs="+", default=FORMS, choices=FORMS, help="of the table")
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "compression.md")
     parser.add_argument("--skip-model", action="store_true", help="synthetic weights alone")
     parser.add_argument("--skip-exact", action="store_true", help="don't compare groups with the exact error")
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
@@ -272,7 +303,8 @@ def measure(given: argparse.Namespace) -> None:
     lines = [
         "# Compression beside coremltools",
         "",
-        f"{WORKERS} workers on each side, {os.cpu_count()} cores. Made by `benchmarks/compression.py`.",
+        f"{WORKERS} workers on each side; {os.cpu_count()} cores, which {os.getloadavg()[0]:.1f} processes wanted",
+        "when it began. Processor time is that of all processes of a side. Made by `benchmarks/compression.py`.",
         "",
     ]
     for line in compared(given):
@@ -281,8 +313,7 @@ def measure(given: argparse.Namespace) -> None:
     if given.parameters:
         lines += ["", f"A model end to end in a process of its own: {end_to_end(int(given.parameters))}."]
         print(lines[-1], flush=True)
-    output = HERE / "results" / "compression.md"
-    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    given.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-__all__ = ["Palette", "packed", "palettize"]
+__all__ = ["Palette", "integer_tables", "nearest", "packed", "palettize"]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
@@ -63,6 +63,28 @@ def palettize(rows: Array, bits: int, importance: Array = None) -> Palette:
         _fp32_tables(wide, importance, lut, places, found)
     error, power, wrong = found.sum(axis=0)
     return Palette(lut.astype(rows.dtype), indices, float(error), float(power), int(wrong))
+
+
+def integer_tables(lut: Array) -> tuple[Array, Array, Array]:
+    """Tables ``(G, k)`` as int8 ``(G, k)``, scales ``(G, 1)`` and the entries that they decode to, ascending still."""
+    from milopt.quantizing import quantize
+
+    made = quantize(lut, (len(lut), 1), "int8")
+    return made.data, made.scale, made.data.astype(lut.dtype) * made.scale
+
+
+def nearest(rows: Array, lut: Array) -> Palette:
+    """The nearest entries of given tables ``(G, k)``, ascending ones, for finite weights ``(G, a, b, c)``."""
+    from milopt.clustering_kernels import nearest_entries
+
+    indices: Array = np.empty(rows.shape, np.uint8)
+    found = np.zeros((len(rows), 3))
+    tables = lut.astype(np.float64)
+    for group in range(len(rows)):  # one at a time in fp32
+        part = slice(group, group + 1)
+        nearest_entries(np.asarray(rows[part], np.float32), tables[part], indices[part], found[part])
+    error, power, _ = found.sum(axis=0)
+    return Palette(lut, indices, float(error), float(power))
 
 
 def _fp32_tables(rows: Array, importance: Array, lut: Array, indices: Array, found: Array) -> None:

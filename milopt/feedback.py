@@ -10,11 +10,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-__all__ = ["with_feedback"]
+from milopt.errors import MiloptError
+
+__all__ = ["damped", "with_feedback"]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
 _BLOCK = 128  # columns: what they lose is handed to all columns behind them by one product of matrices
+_NO_MOMENTS = (
+    "the products in the calibration are no sums of x xᵀ: the file is damaged, or made of inputs that overflow"
+)
 _DAMPING = 0.01  # of the mean of the Hessian's diagonal, added to it, as in the paper
 
 
@@ -27,13 +32,13 @@ def with_feedback(rows: Array, lut: Array, products: Array) -> Array:
     # here, so that numba is loaded only where something is compressed
     from milopt.feedback_kernels import assign_block
 
-    hessian = np.array(products, np.float64)
-    power: Array = np.array(np.diagonal(hessian))
-    order = np.argsort(-power, kind="stable")
-    hessian = hessian[np.ix_(order, order)]
-    np.fill_diagonal(hessian, np.diagonal(hessian) + max(_DAMPING * float(np.trace(hessian)) / len(hessian), 1e-12))
-    inverse: Array = np.linalg.inv(hessian)
-    factor = _upper(np.linalg.cholesky((inverse + np.transpose(inverse)) / 2))
+    hessian = damped(products)
+    order = np.argsort(-np.diagonal(hessian), kind="stable")
+    try:
+        inverse: Array = np.asarray(np.linalg.inv(hessian[np.ix_(order, order)]), np.float64)
+        factor = _upper(np.linalg.cholesky((inverse + inverse.T) / 2))
+    except np.linalg.LinAlgError:
+        raise MiloptError(_NO_MOMENTS) from None
     weights: Array = np.ascontiguousarray(rows[:, order], np.float32)
     tables: Array = np.ascontiguousarray(lut, np.float64)
     made = np.empty(weights.shape, np.uint8)
@@ -48,6 +53,18 @@ def with_feedback(rows: Array, lut: Array, products: Array) -> Array:
     result = np.empty_like(made)
     result[:, order] = made
     return result
+
+
+def damped(products: Array) -> Array:
+    """The Hessian (I, I) in float64, with something on its diagonal for inputs that were hardly seen.
+
+    MiloptError where the products can't be sums of x xᵀ.
+    """
+    hessian = np.array(products, np.float64)
+    if not np.isfinite(hessian).all():
+        raise MiloptError(_NO_MOMENTS)
+    np.fill_diagonal(hessian, np.diagonal(hessian) + max(_DAMPING * float(np.trace(hessian)) / len(hessian), 1e-12))
+    return hessian
 
 
 def _upper(lower: Array) -> Array:

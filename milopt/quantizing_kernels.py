@@ -37,7 +37,7 @@ def _above(scale: float, fp16: bool) -> float:
     """The next larger scale."""
     if not fp16:
         return float(np.float64(np.nextafter(np.float32(scale), np.float32(np.inf))))
-    _, exponent = math.frexp(scale)
+    _, exponent = math.frexp(scale) if scale > 0 else (0.0, -13)
     return scale + math.ldexp(1.0, max(exponent, -13) - 11)
 
 

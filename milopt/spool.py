@@ -6,6 +6,8 @@ import mmap
 import os
 import tempfile
 import weakref
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,6 +20,16 @@ from milopt.package.weights import Mapping, Packed, Piece
 __all__ = ["Slot", "Spool"]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
+
+
+@contextmanager
+def _room_needed() -> Generator[None]:
+    """What the disk refuses, in one line."""
+    try:
+        yield
+    except OSError as error:  # gettempdir() itself refuses where no folder can be written
+        where = tempfile.tempdir or os.environ.get("TMPDIR") or "any folder for temporary files"
+        raise MiloptError(f"no room for compressed weights in {where}: {error.strerror or error}") from None
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,8 @@ class Spool:
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="milopt-")  # noqa: SIM115 (closed by `finish`)
+        with _room_needed():
+            self._file = tempfile.TemporaryFile(prefix="milopt-")  # noqa: SIM115 (closed by `finish`)
         self._end = ALIGNMENT
         self._mapping: Mapping | None = None
 
@@ -46,21 +59,20 @@ class Spool:
         flat: Array = np.ascontiguousarray(data)
         flat = flat.reshape(-1).view(np.uint8)
         slot = Slot(self._end, flat.nbytes, dtype, count)
-        try:
+        with _room_needed():
             self._file.seek(slot.start)
             self._file.write(flat)
-        except OSError as error:
-            raise MiloptError(f"no room for compressed weights in {tempfile.gettempdir()}: {error.strerror}") from None
         self._end = aligned(slot.start + slot.size)
         return slot
 
     def finish(self) -> None:
         """All is there."""
-        self._file.seek(self._end)
-        self._file.write(b"\0")
-        self._file.flush()
-        mapping = Mapping(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        mapping.handle = os.dup(self._file.fileno())
+        with _room_needed():
+            self._file.seek(self._end)
+            self._file.write(b"\0")
+            self._file.flush()
+            mapping = Mapping(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapping.handle = os.dup(self._file.fileno())
         mapping.where = "the file of compressed weights"
         mapping.address = int(np.frombuffer(mapping, np.uint8, 1).__array_interface__["data"][0])
         mapping.entries = {}

@@ -18,10 +18,21 @@ from milopt.package import Model
 from milopt.package.making import hold
 from milopt.package.weights import Packed
 from milopt.passes.uses import Place, Weight
+from milopt.progress import counted
 from milopt.reports import NoMatch, Report
 from milopt.spool import Slot, Spool
 
-__all__ = ["CompressionReport", "Coverage", "Encoded", "Plan", "compress", "constant_of", "put_in_place", "snr"]
+__all__ = [
+    "CompressionReport",
+    "Coverage",
+    "Encoded",
+    "Plan",
+    "compress",
+    "constant_of",
+    "put_in_place",
+    "snr",
+    "spread",
+]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
@@ -182,7 +193,7 @@ def compress(plans: Sequence[Plan], model: Model, report: CompressionReport) -> 
     """
     totals, done = Totals(), list[tuple[Plan, dict[str, Slot], Encoded]]()
     spool = Spool()
-    for plan, encoded in _encoded(plans):
+    for plan, encoded in _encoded(plans, report.name):
         if encoded.wrong:
             report.leave(plan.weight, NoMatch("holds {} values that are not finite", encoded.wrong))
             continue
@@ -200,15 +211,23 @@ def compress(plans: Sequence[Plan], model: Model, report: CompressionReport) -> 
     return totals, [plan for plan, _, _ in done]
 
 
-def _encoded(plans: Sequence[Plan]) -> Iterator[tuple[Plan, Encoded]]:
+def _encoded(plans: Sequence[Plan], what: str) -> Iterator[tuple[Plan, Encoded]]:
     """Each plan with its result. The large ones go first, so that no worker is left alone with one at the end."""
     ordered = sorted(plans, key=lambda plan: -plan.weight.array.size)
-    if not ordered:
-        return
-    jobs: Iterable[Any] = (joblib.delayed(function)(*given) for function, given in (plan.job() for plan in ordered))
-    workers = get_active_backend()[1] or -1  # what a parallel_config says, or all cores
-    found = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")(jobs)
+    found = spread(what, (plan.job() for plan in ordered), [plan.weight.array.size for plan in ordered])
     yield from zip(ordered, found, strict=True)
+
+
+def spread(
+    what: str, jobs: Iterable[tuple[Callable[..., Any], tuple[Any, ...]]], sizes: Sequence[int]
+) -> Iterator[Any]:
+    """The results of jobs, in their order, from all workers; ``sizes`` are for who is told how far it has come."""
+    if not sizes:
+        return
+    calls: Iterable[Any] = (joblib.delayed(function)(*given) for function, given in jobs)
+    workers = get_active_backend()[1] or -1  # what a parallel_config says, or all cores
+    found = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")(calls)
+    yield from counted(what, found, sizes)
 
 
 def constant_of(op: Builder, name: str, tensor: Array | Packed, shape: tuple[int, ...]) -> Any:

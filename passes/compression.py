@@ -8,18 +8,28 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from milopt.calibration.statistics import Statistics
+from milopt.calibration.statistics import Moments, Statistics
 from milopt.metrics import Lossy, Metric
-from milopt.mil import arguments, is_constexpr, operations, opset_of, target
+from milopt.mil import arguments, is_constexpr, operations, opset_of, shape_of, target
 from milopt.package import Model
 from milopt.passes.compressing import CompressionReport, Plan, Totals, compress
 from milopt.passes.decompression import weights_again
-from milopt.passes.palettes import PalettePlan, axis_of, importance_of, nearest_divisor
-from milopt.passes.uses import CHANNEL_AXES, INPUT_AXES, Layout, Weight, axes_at, find_weights, layouts_of, require_axis
+from milopt.passes.palettes import PalettePlan, importance_of, nearest_divisor
+from milopt.passes.uses import (
+    CHANNEL_AXES,
+    INPUT_AXES,
+    Layout,
+    Weight,
+    axes_at,
+    find_weights,
+    layout_at,
+    layouts_of,
+    require_axis,
+)
 from milopt.pipeline import Pass
 from milopt.reports import NoMatch, Report, how_to_upgrade, require, require_opset
 
-__all__ = ["Palettize", "note_compressed"]
+__all__ = ["Palettize", "inputs_of", "note_compressed", "sum_up"]
 
 # the table sizes of the iOS16 op; iOS18 has 8 entries too (constraints W1)
 _IOS16_BITS = (1, 2, 4, 6, 8)
@@ -40,7 +50,8 @@ class Palettize(Pass):
     number that divides them), which needs iOS18; functions for iOS16 and iOS17 get one table per weight. ``axis`` is
     that of the channels where they shall not be those that the op has. With ``per_channel_scale`` the numbers of a
     channel are divided by the largest of them before; with ``cluster_dim`` above 1 the entries are vectors of that many
-    neighbouring channels, one index each (both of iOS18). With ``weighting="activation"`` the squared error of a number
+    neighbouring channels, one index each; with ``lut_dtype="int8"`` entries are stored in 8 bits, with a scale for each
+    table (all of iOS18). With ``weighting="activation"`` the squared error of a number
     counts with the second moment of its input, from the statistics in the file ``calibration``, and with ``feedback``
     indices make up for each other (GPTQ, :mod:`milopt.feedback`).
 
@@ -68,6 +79,7 @@ class Palettize(Pass):
     axis: int | None = None
     per_channel_scale: bool = False
     cluster_dim: int = 1
+    lut_dtype: Literal["float", "int8"] = "float"
     weighting: Literal["none", "activation"] = "none"
     feedback: bool = False
     calibration: str = ""
@@ -82,6 +94,8 @@ class Palettize(Pass):
             raise ValueError(f"cluster_dim must be at least 1, not {self.cluster_dim}")
         if self.cluster_dim > 1 and self.per_channel_scale:
             raise ValueError("per_channel_scale is for tables of numbers, cluster_dim=1")
+        if self.cluster_dim > 1 and self.lut_dtype == "int8":
+            raise ValueError("lut_dtype=int8 is for tables of numbers, cluster_dim=1")
         if self.cluster_dim > 1 and self.weighting != "none":
             raise ValueError("weighting is for tables of numbers, cluster_dim=1")
         if (self.weighting == "activation") != bool(self.calibration):
@@ -97,8 +111,7 @@ class Palettize(Pass):
         for weight in weights:
             report.tried += 1
             try:
-                plan = self._plan(weight)
-                plans.append(plan if statistics is None else self._weighted(plan, statistics, report))
+                plans.append(self.plan(weight, statistics, report))
             except NoMatch as why:
                 report.leave(weight, why)
         if not self.recompress:
@@ -121,6 +134,11 @@ class Palettize(Pass):
                 f"get one each: upgrade with {how_to_upgrade(target.iOS18.name)}"
             )
 
+    def plan(self, weight: Weight, statistics: Statistics | None, report: Report) -> PalettePlan:
+        """How a weight is to be stored; what is not known of it is noted. Raises NoMatch where it is to be left."""
+        plan = self._plan(weight)
+        return plan if statistics is None else self.weighted(plan, statistics, report)
+
     def _plan(self, weight: Weight) -> PalettePlan:
         array = weight.array
         require(
@@ -132,7 +150,8 @@ class Palettize(Pass):
         layouts = layouts_of(weight, CHANNEL_AXES if self.axis is None else axes_at(self.axis))  # 3, 4
         layout, uses = next(iter(layouts)), ", ".join(layouts.values())
         opset = min(opset_of(place.op) for place in weight.places)
-        new = self.bits not in _IOS16_BITS or self.per_channel_scale or self.cluster_dim > 1
+        joint = self.per_channel_scale or self.cluster_dim > 1 or self.lut_dtype == "int8"
+        new = joint or self.bits not in _IOS16_BITS
         require_opset(opset, target.iOS18 if new else target.iOS16)  # 7
         grouped = self.granularity == "grouped-channel" and opset >= target.iOS18
         by_channel = grouped or self.per_channel_scale or self.cluster_dim > 1
@@ -142,35 +161,38 @@ class Palettize(Pass):
         require(not left, "{} channels are no multiple of cluster_dim, {}", layout.channels, self.cluster_dim)  # 3
         wanted = max(1, self.group_size // self.cluster_dim)
         group = nearest_divisor(vectors, wanted) * self.cluster_dim if grouped else layout.channels
-        plan = PalettePlan(weight, layout, group, self.bits, self.per_channel_scale, vector=self.cluster_dim)
+        plan = PalettePlan(
+            weight,
+            layout,
+            group,
+            self.bits,
+            self.per_channel_scale,
+            vector=self.cluster_dim,
+            integers=self.lut_dtype == "int8",
+        )
         require(plan.nbytes < array.nbytes, "{} bytes would become {}", array.nbytes, plan.nbytes)  # 1
         return plan
 
-    def _weighted(self, plan: PalettePlan, statistics: Statistics, report: Report) -> PalettePlan:
+    def weighted(self, plan: PalettePlan, statistics: Statistics, report: Report) -> PalettePlan:
         """The plan with what its inputs are known to be, or a note that nothing is known."""
         weight, layout = plan.weight, plan.layout
-        moments, shape = statistics.of(weight.array), weight.array.shape
-        axes = {
-            INPUT_AXES[op.op_type, name](op) % len(shape) for _, name, op in weight.users() if op.op_type != "gather"
-        }
-        heard = moments is not None and np.isfinite(moments.squares).all() and moments.squares.any()
-        if not heard or moments is None or len(axes) != 1 or len(moments.squares) != shape[axis := axes.pop()]:
+        heard = inputs_of(weight, statistics)
+        if heard is None:
             report.notes.append(f"no inputs of {weight.name} were seen: every number of it counts alike")
             return plan
-        made = replace(plan, importance=importance_of(moments.mean, layout, shape, axis))
+        moments, inputs = heard
+        made = replace(plan, importance=importance_of(moments.mean, plan, inputs))
         if not self.feedback:
             return made
-        if moments.products is None or not _along_rows(layout, shape, axis):
-            why = "its inputs do not run along its rows" if moments.products is not None else "no hessian was collected"
+        along = layout != inputs and layout.outer * layout.inner == inputs.channels
+        if moments.products is None or not along:
+            why = "no hessian was collected" if moments.products is None else "its inputs are not those of a channel"
             report.notes.append(f"no feedback among the indices of {weight.name}: {why}")
             return made
         return replace(made, products=moments.products)
 
     def _sum_up(self, totals: Totals, done: Sequence[Plan], report: Report) -> None:
-        report.notes += [
-            f"{totals.numbers:,} numbers in {totals.weights} weights: {totals.before:,} -> {totals.after:,} bytes",
-            f"SNR of the weights {totals.snr:.1f} dB, the lowest {totals.worst[0]:.1f} dB ({totals.worst[1]})",
-        ]
+        sum_up(totals, report)
         if self.granularity == "grouped-channel":
             groups: dict[str, int] = {}
             for plan in done:
@@ -179,12 +201,34 @@ class Palettize(Pass):
                     text = f"{used} for {plan.layout.channels} channels instead of groups of {self.group_size}"
                     groups[text] = groups.get(text, 0) + 1
             report.notes += [f"{text} ({count} weights)" for text, count in groups.items()]
-        report.metric = Lossy(min_snr_db=round(min(max(totals.snr - _MARGIN_DB, _LEAST_DB), _MOST_DB), 1))
 
 
-def _along_rows(layout: Layout, shape: tuple[int, ...], axis: int) -> bool:
-    """Whether the numbers of a channel lie one after another along ``axis``."""
-    return (layout.outer, layout.inner) == (1, shape[axis]) and axis > axis_of(layout, shape)
+def sum_up(totals: Totals, report: Report) -> None:
+    """Note what became of all weights together, and what the outputs may lose by it."""
+    report.notes += [
+        f"{totals.numbers:,} numbers in {totals.weights} weights: {totals.before:,} -> {totals.after:,} bytes",
+        f"SNR of the weights {totals.snr:.1f} dB, the lowest {totals.worst[0]:.1f} dB ({totals.worst[1]})",
+    ]
+    report.metric = Lossy(min_snr_db=round(min(max(totals.snr - _MARGIN_DB, _LEAST_DB), _MOST_DB), 1))
+
+
+def inputs_of(weight: Weight, statistics: Statistics) -> tuple[Moments, Layout] | None:
+    """The moments of a weight's inputs and where they lie; None where none were seen, or they lie in several ways.
+
+    The rows that a gather looks up are multiplied with nothing.
+    """
+    layouts = {
+        layout_at(shape_of(place.var), INPUT_AXES[op.op_type, name](op))
+        for place, name, op in weight.users()
+        if op.op_type != "gather"
+    }
+    if len(layouts) != 1:
+        return None
+    inputs = layouts.pop()
+    moments = statistics.of(weight.array, inputs)
+    if moments is None or len(moments.squares) != inputs.channels:
+        return None
+    return (moments, inputs) if np.isfinite(moments.squares).all() and moments.squares.any() else None
 
 
 def note_compressed(model: Model, report: Report) -> None:

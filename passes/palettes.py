@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import nan
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from milopt.building import Builder
-from milopt.clustering import packed, palettize
+from milopt.clustering import Palette, integer_tables, nearest, packed, palettize
 from milopt.feedback import with_feedback
 from milopt.mil import Var, opset_of, shape_of, target
 from milopt.package.weights import Packed
 from milopt.passes.compressing import Encoded, Plan, constant_of
 from milopt.passes.uses import Layout, Place
+from milopt.refining import refined
 from milopt.vectors import palettize_vectors
 
-__all__ = ["PalettePlan", "axis_of", "encode_palette", "encode_vectors", "importance_of", "nearest_divisor"]
+__all__ = [
+    "PalettePlan",
+    "axis_of",
+    "encode_palette",
+    "encode_vectors",
+    "importance_of",
+    "nearest_divisor",
+    "relative_error",
+    "table_error",
+]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
@@ -27,7 +38,7 @@ class PalettePlan(Plan):
     """One weight to be stored in ``bits`` each, with a table for every ``group`` output channels of ``layout``.
 
     With ``scaled``, numbers are divided by the largest magnitude of their channel first, and the table is for what
-    comes of that.
+    comes of that. With ``integers`` the entries of a table are int8, with one scale.
     """
 
     layout: Layout
@@ -37,6 +48,7 @@ class PalettePlan(Plan):
     importance: Array = None
     vector: int = 1
     products: Array = None
+    integers: bool = False
 
     @property
     def tables(self) -> int:
@@ -46,7 +58,8 @@ class PalettePlan(Plan):
     def form(self) -> str:
         what = "a table" if self.tables == 1 else f"a table per {self.group} channels"
         vectors = f" for vectors of {self.vector}" if self.vector > 1 else ""
-        return f"{self.bits} bits{vectors}, {what}{', a scale per channel' if self.scaled else ''}"
+        more = f"{' in int8' if self.integers else ''}{', a scale per channel' if self.scaled else ''}"
+        return f"{self.bits} bits{vectors}, {what}{more}"
 
     @property
     def element_bits(self) -> int:
@@ -56,7 +69,10 @@ class PalettePlan(Plan):
     def nbytes(self) -> int:
         array = self.weight.array
         scales = self.layout.channels * array.itemsize if self.scaled else 0
-        tables = self.tables * self.vector * array.itemsize << self.bits
+        entry = 1 if self.integers else array.itemsize
+        tables = (self.tables * self.vector * entry << self.bits) + (
+            self.tables * array.itemsize if self.integers else 0
+        )
         return int((array.size // self.vector * self.bits + 7) // 8 + tables + scales)
 
     def rows(self) -> Array:
@@ -67,7 +83,7 @@ class PalettePlan(Plan):
     def job(self) -> tuple[Callable[..., Encoded], tuple[Any, ...]]:
         if self.vector > 1:
             return encode_vectors, (self.rows(), self.bits, self.vector)
-        return encode_palette, (self.rows(), self.bits, self.scaled, self.importance, self.products)
+        return encode_palette, (self.rows(), self.bits, self.scaled, self.importance, self.products, self.integers)
 
     def write(self, op: Builder, place: Place, tensors: dict[str, Array | Packed]) -> Var:
         shape = shape_of(place.var)
@@ -84,10 +100,12 @@ class PalettePlan(Plan):
             axis = axis_of(self.layout, shape)
             indexed[axis] //= self.vector
             vector = {"vector_axis": np.int32(axis)}
+        lut: Any = constant_of(op, "lut", tensors["lut"], (*blocks, 1 << self.bits, self.vector))
+        if self.integers:
+            scales = constant_of(op, "lut_scale", tensors["lut_scale"], (*blocks, 1, 1))
+            lut = op.constexpr_blockwise_shift_scale(data=lut, scale=scales)
         dense = op.constexpr_lut_to_dense(
-            indices=constant_of(op, "indices", tensors["indices"], tuple(indexed)),
-            lut=constant_of(op, "lut", tensors["lut"], (*blocks, 1 << self.bits, self.vector)),
-            **vector,
+            indices=constant_of(op, "indices", tensors["indices"], tuple(indexed)), lut=lut, **vector
         )
         if not self.scaled:
             return dense
@@ -108,13 +126,19 @@ def _bytes_of(indices: Array | Packed) -> Array:
 
 
 def encode_palette(
-    rows: Array, bits: int, scaled: bool = False, importance: Array = None, products: Array = None
+    rows: Array,
+    bits: int,
+    scaled: bool = False,
+    importance: Array = None,
+    products: Array = None,
+    integers: bool = False,
 ) -> Encoded:
     """Tables of ``2**bits`` entries and packed indices for weights ``(tables, outer, group, inner)``.
 
     The indices lie in the order of ``(outer, tables, group, inner)``. With ``scaled``, the error of a number counts
     with the square of its channel's scale, as it does in the decoded weights. ``products (I, I)`` of inputs that run
-    along the last axis have indices chosen with feedback (:mod:`milopt.feedback`).
+    along all of a channel have indices chosen with feedback (:mod:`milopt.feedback`), and then tables and indices in
+    turn (:mod:`milopt.refining`). With ``integers`` entries are rounded to int8 in the end, and indices chosen again.
     """
     scale: Array = None
     values = rows
@@ -128,20 +152,64 @@ def encode_palette(
     found = palettize(values, bits, importance)
     error, power = found.error, found.power
     if products is not None and not found.wrong:
-        tables, _, group, inner = rows.shape
-        indices = with_feedback(values.reshape(tables * group, inner), found.lut, products)
-        found = replace(found, indices=indices.reshape(rows.shape))
+        found = _fed_back(values, found, products, scale)
+    whole, steps = found.lut, None
+    if integers and not found.wrong:
+        whole, steps, entries = integer_tables(found.lut)
+        found = nearest(values, entries) if products is None else _chosen_again(values, entries, found, products)
+        error, power = found.error, found.power
     if (scaled or products is not None) and not found.wrong:
         error, power = _errors(rows, found.decoded() * scale if scaled else found.decoded())
-    indices = found.indices.transpose(1, 0, 2, 3).reshape(-1)
+    indices: Array = found.indices.transpose(1, 0, 2, 3).reshape(-1)
     kind = "fp16" if rows.dtype == np.float16 else "fp32"
     tensors = {
         "indices": (packed(indices, bits), f"uint{bits}", indices.size),
-        "lut": (found.lut, kind, found.lut.size),
+        "lut": (whole, "int8" if integers else kind, whole.size),
     }
+    if steps is not None:
+        tensors["lut_scale"] = (steps, kind, steps.size)
     if scaled:
         tensors["scale"] = (scale, kind, scale.size)
     return Encoded(tensors, error, power, found.wrong)
+
+
+def _fed_back(values: Array, found: Palette, products: Array, scale: Array) -> Palette:
+    """Tables and indices for the least error of outputs, of rows that count with the squares of their scales."""
+    tables, outer, group, inner = values.shape
+    rows = values.transpose(0, 2, 1, 3).reshape(tables * group, outer * inner)
+    weights = None if scale is None else scale.astype(np.float64).reshape(-1) ** 2
+    lut, indices = refined(rows, found.lut, with_feedback(rows, found.lut, products), products, weights=weights)
+    return replace(found, lut=lut, indices=indices.reshape(tables, group, outer, inner).transpose(0, 2, 1, 3))
+
+
+def _chosen_again(values: Array, entries: Array, found: Palette, products: Array) -> Palette:
+    """Indices with feedback for other entries."""
+    tables, outer, group, inner = values.shape
+    rows = values.transpose(0, 2, 1, 3).reshape(tables * group, outer * inner)
+    indices = with_feedback(rows, entries, products).reshape(tables, group, outer, inner)
+    return replace(found, lut=entries, indices=indices.transpose(0, 2, 1, 3))
+
+
+def table_error(rows: Array, bits: int, importance: Array = None) -> float:
+    """The relative error of the exact tables of weights ``(tables, outer, group, inner)``; NaN where one is no number.
+
+    ``importance`` multiplies the squares, as in :func:`milopt.clustering.palettize`.
+    """
+    found = palettize(rows, bits, importance)
+    if found.wrong:
+        return nan
+    if importance is None:
+        return found.error / found.power if found.power else 0.0
+    return relative_error(rows, found.decoded(), importance)
+
+
+def relative_error(rows: Array, decoded: Array, importance: Array = None) -> float:
+    """Σ i·(w - decoded)² / Σ i·w², with importance i, or 1 where it is not given; 0 where all weights are."""
+    weights: Array = rows.astype(np.float64)
+    lost: Array = weights - decoded
+    weighing = np.float64(1) if importance is None else importance
+    power = float(np.sum(weighing * weights**2))
+    return float(np.sum(weighing * lost**2)) / power if power else 0.0
 
 
 def encode_vectors(rows: Array, bits: int, vector: int) -> Encoded:
@@ -165,17 +233,13 @@ def _errors(rows: Array, decoded: Array) -> tuple[float, float]:
     return float(np.einsum("abcd,abcd", changed, changed)), float(np.einsum("abcd,abcd", weights, weights))
 
 
-def importance_of(moments: Array, layout: Layout, shape: tuple[int, ...], axis: int) -> Array:
-    """Second moments ``(I,)`` of the inputs on ``axis``, as ``(1, outer, 1, inner)`` to go with the rows of a plan."""
-    rank, channels = len(shape), axis_of(layout, shape)
-    across = moments.reshape([-1 if at == axis % rank else 1 for at in range(rank)])
-    outer = np.broadcast_to(
-        across if axis % rank < channels else np.ones([1] * rank), (*shape[:channels], *[1] * (rank - channels))
-    )
-    inner = np.broadcast_to(
-        across if axis % rank > channels else np.ones([1] * rank), (*[1] * (channels + 1), *shape[channels + 1 :])
-    )
-    return np.reshape(outer, (1, -1, 1, 1)) * np.reshape(inner, (1, 1, 1, -1))
+def importance_of(moments: Array, plan: PalettePlan, inputs: Layout) -> Array:
+    """Second moments ``(I,)`` of inputs that lie as ``inputs`` says, in a shape that goes with the plan's rows."""
+    outer, channels, inner = plan.layout
+    if plan.layout == inputs:  # a table for some inputs
+        return moments.reshape(plan.tables, 1, plan.group, 1)
+    first = np.arange(outer)[:, None] * (channels * inner) + np.arange(inner)  # the numbers of channel 0
+    return moments[first // inputs.inner % inputs.channels][None, :, None, :]
 
 
 def axis_of(layout: Layout, shape: tuple[int, ...]) -> int:

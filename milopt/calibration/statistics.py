@@ -1,22 +1,19 @@
-"""Second moments of the inputs of weights, and their file."""
+"""Second moments of the inputs of weights, and what errors in them cost."""
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-
-from milopt.errors import MiloptError
 from milopt.mil import digest
 
-__all__ = ["Moments", "Statistics"]
+if TYPE_CHECKING:
+    from milopt.passes.uses import Layout
+
+__all__ = ["Moments", "Statistics", "key_of"]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
-
-_FORMAT = "milopt calibration 1"
 
 
 @dataclass
@@ -38,38 +35,40 @@ class Moments:
 
 @dataclass
 class Statistics:
-    """Moments by weight. A weight is known by its bytes, whatever it is called and whatever its shape."""
+    """Moments by weight and by the axis of its inputs, and sensitivities by weight.
+
+    A weight is known by its bytes, whatever it is called, and its axis by the bytes that lie along it, whatever shape
+    it has: (O, I) and (O, I, 1, 1) are the same. One that is used both ways round has moments for each.
+
+    A sensitivity is what the outputs lost when the weight alone was changed, over the squared error that the change
+    made in what the weight is multiplied to, relative to that itself.
+    """
 
     moments: dict[str, Moments] = field(default_factory=dict[str, Moments])
+    sensitivities: dict[str, float] = field(default_factory=dict[str, float])
 
-    def of(self, weight: Array) -> Moments | None:
-        """Those of a weight; ``None`` for one that no input was seen for."""
-        return self.moments.get(digest(weight).hex())
+    def of(self, weight: Array, inputs: Layout) -> Moments | None:
+        """Those of a weight whose inputs lie as ``inputs`` says; ``None`` where no input was seen."""
+        return self.moments.get(key_of(weight, inputs))
+
+    def sensitivity(self, weight: Array) -> float | None:
+        """That of a weight; ``None`` where it was not measured."""
+        return self.sensitivities.get(digest(weight).hex())
 
     def save(self, path: str | Path) -> None:
-        """Write an ``.npz`` file of arrays."""
-        arrays: dict[str, Array] = {"format": np.array(_FORMAT)}
-        for key, each in self.moments.items():
-            arrays[f"{key}.squares"], arrays[f"{key}.count"] = each.squares, np.array(each.count)
-            if each.products is not None:
-                arrays[f"{key}.products"] = each.products
-        with Path(path).open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        """Write a safetensors file. MiloptError where that can't be done."""
+        from milopt.calibration.files import write
+
+        write(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:
-        """Read what :meth:`save` wrote. MiloptError for anything else."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise MiloptError(f"{path} can't be read as statistics of a calibration: {error}") from None
-        if str(arrays.pop("format", "")) != _FORMAT:
-            raise MiloptError(f"{path} holds no statistics of a calibration")
-        found = cls()
-        for name, array in arrays.items():
-            key, part = name.rsplit(".", 1)
-            if part == "squares":
-                products = arrays.get(f"{key}.products")
-                found.moments[key] = Moments(array, int(arrays[f"{key}.count"]), products)
-        return found
+        """Read what :meth:`save` wrote; products stay in the file until they are used. MiloptError for other files."""
+        from milopt.calibration.files import read
+
+        return read(Path(path))
+
+
+def key_of(weight: Array, inputs: Layout) -> str:
+    """What the moments of a weight go by."""
+    return f"{digest(weight).hex()}.{inputs.outer}x{inputs.channels}x{inputs.inner}"

@@ -66,7 +66,14 @@ def tables(function: Function) -> list[Operation]:
 
 
 def decoded_by_coremltools(op: Operation) -> Array:
-    """What coremltools' own decompression makes of a constexpr op."""
+    """What coremltools' own decompression makes of a constexpr op.
+
+    Its method for tables knows none that another op makes; its function for them is told what that op makes.
+    """
+    if op.op_type == "constexpr_lut_to_dense" and op.lut.op.op_type != "const":
+        return op.decompress(op.indices.val, decoded_by_coremltools(op.lut.op), None)
+    if op.op_type == "constexpr_blockwise_shift_scale" and op.data.op.op_type != "const":
+        return op.decompress(decoded_by_coremltools(op.data.op), op.scale.val, None)
     return op.materialized_val_inference()
 
 

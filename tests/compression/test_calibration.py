@@ -18,9 +18,12 @@ from milopt.kmeans import exact
 from milopt.mil import mb, target, types
 from milopt.package import load
 from milopt.passes.compression import Palettize
+from milopt.passes.uses import Layout
 from milopt.pipeline import Pipeline
 
-from .support import conv_program, linear_program, weights
+from .support import conv_program, linear_program, palettized, weights
+
+ALONG = Layout(48, 64, 1)  # the inputs of a linear's weight (48, 64)
 
 
 def samples(count: int, *, correlated: bool = False, width: int = 64) -> list[dict[str, Any]]:
@@ -39,11 +42,11 @@ def sums(inputs: list[dict[str, Any]]) -> Any:
 
 def test_moments_of_a_linear() -> None:
     weight, inputs = weights((48, 64)), samples(5)
-    found = calibrate(load(linear_program(weight)), inputs, hessian=True).of(weight)
+    found = calibrate(load(linear_program(weight)), inputs, hessian=True).of(weight, ALONG)
     assert found is not None
     rows = sums(inputs)
     assert found.count == 15
-    # 1e-12, 1e-6: the same sums in float64, the products of pairs held in float32
+    # 1e-12, 1e-6: the same sums in float64, the products of pairs in float32
     np.testing.assert_allclose(found.mean, np.mean(rows**2, axis=0), rtol=1e-12)
     np.testing.assert_allclose(found.products, rows.T @ rows, rtol=1e-6, atol=1e-6)
 
@@ -52,12 +55,13 @@ def test_weights_are_known_by_their_bytes() -> None:
     weight, inputs = weights((48, 64)), samples(2)
     model = load(linear_program(weight))
     Pipeline.parse("linear-to-conv").run(model)
-    first = calibrate(load(linear_program(weight)), inputs).of(weight)
-    second = calibrate(model, inputs).of(weight.reshape(48, 64, 1, 1))
+    first = calibrate(load(linear_program(weight)), inputs).of(weight, ALONG)
+    second = calibrate(model, inputs).of(weight.reshape(48, 64, 1, 1), ALONG)
     assert first is not None
     assert second is not None
     np.testing.assert_allclose(first.mean, second.mean, rtol=1e-12)
-    assert calibrate(model, inputs).of(weights((48, 64), seed=1)) is None
+    assert calibrate(model, inputs).of(weights((48, 64), seed=1), ALONG) is None
+    assert calibrate(model, inputs).of(weight, Layout(1, 48, 64)) is None
 
 
 @pytest.mark.parametrize("case", ["y", "y transposed", "x", "x transposed", "conv", "conv_transpose"])
@@ -77,7 +81,8 @@ def test_where_the_inputs_of_each_op_lie(case: str) -> None:
         return mb.matmul(x=held, y=x, transpose_y=case != "x")
 
     given: Any = value if shape == (4, 6) else np.reshape(np.transpose(value), shape)
-    found = calibrate(load(program), [{"x": given}]).of(weight)
+    across = case in ("y", "conv_transpose")
+    found = calibrate(load(program), [{"x": given}]).of(weight, Layout(1, 6, 6) if across else Layout(6, 6, 1))
     assert found is not None
     np.testing.assert_allclose(found.squares, np.sum(value.astype(np.float64) ** 2, axis=0), rtol=1e-12)
 
@@ -85,24 +90,17 @@ def test_where_the_inputs_of_each_op_lie(case: str) -> None:
 def test_statistics_are_saved_and_read(tmp_path: Path) -> None:
     weight = weights((48, 64))
     made = calibrate(load(linear_program(weight)), samples(3), hessian=True)
-    made.save(tmp_path / "s.npz")
-    first, second = made.of(weight), Statistics.load(tmp_path / "s.npz").of(weight)
+    made.save(tmp_path / "s.safetensors")
+    made.sensitivities = {"ab": 0.25}
+    made.save(tmp_path / "s.safetensors")
+    read = Statistics.load(tmp_path / "s.safetensors")
+    assert read.sensitivities == {"ab": 0.25}
+    first, second = made.of(weight, ALONG), read.of(weight, ALONG)
     assert first is not None
     assert second is not None
     assert first.count == second.count
     np.testing.assert_array_equal(first.squares, second.squares)
     np.testing.assert_array_equal(first.products, second.products)
-
-
-def test_files_that_are_no_statistics(tmp_path: Path) -> None:
-    with pytest.raises(MiloptError, match=r"none.npz can't be read as statistics of a calibration"):
-        Statistics.load(tmp_path / "none.npz")
-    (tmp_path / "text.npz").write_text("no")
-    with pytest.raises(MiloptError, match="can't be read as statistics"):
-        Statistics.load(tmp_path / "text.npz")
-    np.savez(tmp_path / "other.npz", a=np.ones(3))
-    with pytest.raises(MiloptError, match="holds no statistics of a calibration"):
-        Statistics.load(tmp_path / "other.npz")
 
 
 # --- what becomes of them
@@ -141,8 +139,8 @@ def output_error(weight: Any, inputs: list[dict[str, Any]], **options: Any) -> f
 @pytest.mark.parametrize("scaled", [False, True])
 def test_activations_and_feedback_lessen_the_error_of_outputs(scaled: bool, tmp_path: Path) -> None:
     weight, inputs = weights((48, 64)), samples(80, correlated=True)
-    calibrate(load(linear_program(weight)), inputs[:40], hessian=True).save(tmp_path / "s.npz")
-    known = {"weighting": "activation", "calibration": str(tmp_path / "s.npz"), "per_channel_scale": scaled}
+    calibrate(load(linear_program(weight)), inputs[:40], hessian=True).save(tmp_path / "s.safetensors")
+    known = {"weighting": "activation", "calibration": str(tmp_path / "s.safetensors"), "per_channel_scale": scaled}
     plain = output_error(weight, inputs[40:], per_channel_scale=scaled)
     weighed = output_error(weight, inputs[40:], **known)
     fed = output_error(weight, inputs[40:], **known, feedback=True)
@@ -153,8 +151,8 @@ def test_activations_and_feedback_lessen_the_error_of_outputs(scaled: bool, tmp_
 
 def test_conv_and_linear_take_the_same(tmp_path: Path) -> None:
     weight = weights((48, 64))
-    calibrate(load(linear_program(weight)), samples(10), hessian=True).save(tmp_path / "s.npz")
-    made = Palettize(bits=4, weighting="activation", feedback=True, calibration=str(tmp_path / "s.npz"))
+    calibrate(load(linear_program(weight)), samples(10), hessian=True).save(tmp_path / "s.safetensors")
+    made = Palettize(bits=4, weighting="activation", feedback=True, calibration=str(tmp_path / "s.safetensors"))
     linear, conv = load(linear_program(weight)), load(conv_program(weight.reshape(48, 64, 1, 1)))
     reports: list[Any] = [made.run(linear), made.run(conv)]
     assert reports[0].notes == reports[1].notes
@@ -163,7 +161,7 @@ def test_conv_and_linear_take_the_same(tmp_path: Path) -> None:
 
 def test_what_is_not_known_is_told(tmp_path: Path) -> None:
     weight = weights((48, 64))
-    path = str(tmp_path / "s.npz")
+    path = str(tmp_path / "s.safetensors")
     calibrate(load(linear_program(weights((48, 64), seed=1))), samples(2)).save(path)
     report = Palettize(bits=4, weighting="activation", calibration=path).run(load(linear_program(weight)))
     assert "no inputs of w were seen: every number of it counts alike" in report.notes
@@ -194,6 +192,18 @@ def test_feedback_goes_from_block_to_block() -> None:
         return float(np.sum(((found.lut[0][np.reshape(indices, (4, 200))] - rows) @ across) ** 2))
 
     assert lost(chosen) < 0.9 * lost(found.indices)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -1e9])
+def test_products_that_are_none_are_told(wrong: float, tmp_path: Path) -> None:
+    weight = weights((48, 64))
+    made = calibrate(load(linear_program(weight)), samples(3), hessian=True)
+    (moments,) = made.moments.values()
+    moments.products[5, 5] = wrong
+    made.save(tmp_path / "s.safetensors")
+    known = {"bits": 4, "weighting": "activation", "calibration": str(tmp_path / "s.safetensors")}
+    with pytest.raises(MiloptError, match="the products in the calibration are no sums"):
+        palettized(linear_program(weight), feedback=True, **known)
 
 
 def test_options_need_their_statistics() -> None:

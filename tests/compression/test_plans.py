@@ -218,6 +218,8 @@ def test_a_scale_among_the_subnormals_is_rounded_up_where_it_must() -> None:
     step = 2.0**-24
     assert integers(np.array([[10 * step, -10 * step]], F16), (1, 1)) == ([[5, -5]], [[2 * step]])
     assert integers(np.array([[7 * step, -3 * step]], F16), (1, 1)) == ([[7, -3]], [[step]])
+    # a scale that rounds to none at all is the smallest one
+    assert integers(np.array([[5 * step, -3 * step]], F16), (1, 1), "int8") == ([[5, -3]], [[step]])
 
 
 def test_the_first_plan_of_two_is_placed_by_its_own_name() -> None:

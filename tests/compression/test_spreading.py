@@ -90,6 +90,23 @@ def test_no_room_is_told() -> None:
         signal.signal(signal.SIGXFSZ, before)
 
 
+def test_no_folder_for_temporary_files_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with pytest.raises(MiloptError, match=r"no room for compressed weights in .*none: No such file"):
+        Spool()
+
+
+def test_a_file_that_can_not_be_mapped_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_given: object, **_options: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    spool = Spool()
+    spool.add(np.zeros(4, np.uint8), "uint8", 4)
+    monkeypatch.setattr("milopt.spool.Mapping", refuse)
+    with pytest.raises(MiloptError, match=r"no room for compressed weights in .*: Cannot allocate memory"):
+        spool.finish()
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_does_not_grow_with_the_number_of_weights(tmp_path: Any) -> None:
     from benchmarks.memory import AnonymousPeak, anonymous_bytes
