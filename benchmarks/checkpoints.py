@@ -21,16 +21,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.memory import AnonymousPeak, anonymous_bytes
 
 HERE = Path(__file__).resolve().parent
 VOCABULARY = 32_000
 HEAD = 64
+_OPTIONS = ("--precision", "float16")
 _MODULES = ("attaching", "checkpoints", "conversion", "lowering", "observing", "programcheck", "tracing")
 
 
@@ -119,11 +122,9 @@ def _import_all() -> None:
         importlib.import_module(name)
 
 
-def measure(folder: Path, context: int, lengths: Sequence[int]) -> list[Step]:
-    """Convert and save, and tell what every step took."""
-    from milopt.huggingface import convert
-
-    _import_all()
+@contextmanager
+def _told() -> Generator[tuple[list[Step], Callable[[str], None]]]:
+    """The steps, and what adds one that begins now."""
     steps: list[Step] = []
     before, begin = anonymous_bytes(), time.perf_counter()
     with AnonymousPeak() as peak:
@@ -136,25 +137,37 @@ def measure(folder: Path, context: int, lengths: Sequence[int]) -> list[Step]:
                 flush=True,
             )
 
+        yield steps, tell
+        tell("done")
+
+
+def measure(folder: Path, context: int, lengths: Sequence[int]) -> list[Step]:
+    """Convert and save, and tell what every step took."""
+    from milopt.huggingface import convert
+
+    _import_all()
+    with _told() as (steps, tell):
         model = convert(folder / "model", context=context, query_lengths=lengths, progress=tell)
         tell("save")
         model.save(folder / "out.mlpackage")
-        tell("done")
     return steps
 
 
-def measure_command(folder: Path, context: int, lengths: str) -> Step:
-    """What the command takes as a whole."""
+def measure_command(folder: Path, context: int, lengths: str) -> list[Step]:
+    """The same of the command, whose own progress tells the steps."""
+    from milopt.cli.console import Steps
+
     run: Any = importlib.import_module("milopt.cli.app").command()
     _import_all()
-    words = ["convert", str(folder / "model"), "-o", str(folder / "command.mlpackage"), "--precision", "float16"]
-    words += ["--context", str(context), "--query-lengths", lengths]
-    before, begin = anonymous_bytes(), time.perf_counter()
-    with AnonymousPeak() as peak:
-        run(words, standalone_mode=False)
-    return Step(
-        " ".join(words[:1] + words[4:]), time.perf_counter() - begin, anonymous_bytes() - before, peak.peak - before
-    )
+    words = ["convert", str(folder / "model"), "-o", str(folder / "command.mlpackage"), *_OPTIONS]
+    with _told() as (steps, tell):
+
+        def told(_: Steps, text: str) -> None:
+            tell(text)
+
+        with patch.object(Steps, "__call__", told):
+            run([*words, "--context", str(context), "--query-lengths", lengths], standalone_mode=False)
+    return steps
 
 
 def _child(folder: Path, context: int, lengths: str, *options: str) -> list[Step]:
@@ -164,25 +177,30 @@ def _child(folder: Path, context: int, lengths: str, *options: str) -> list[Step
     return [Step(**each) for each in json.loads((folder / "steps.json").read_text())]
 
 
-def report(shape: Shape, context: int, lengths: str, steps: Sequence[Step], command: Step | None) -> str:
+def report(shape: Shape, context: int, lengths: str, steps: Sequence[Step], command: Sequence[Step]) -> str:
     size = 2 * shape.parameters
-    whole = (
-        f"`milopt {command.name}`, with its passes and comparisons: {command.seconds:.0f} s, at most "
-        f"{command.peak / 1e9:.2f} GB, **{command.peak / size:.2f} times the size in fp16**."
-        if command is not None
-        else ""
-    )
-    lines = [
+    parts = [
         f"{shape.parameters / 1e9:.2f}B parameters, {size / 1e9:.2f} GB in fp16; context {context}, "
-        f"query lengths {lengths}: {steps[-1].seconds:.0f} s, at most {steps[-1].peak / 1e9:.2f} GB of anonymous "
-        f"memory, **{steps[-1].peak / size:.2f} times the size in fp16**.",
+        f"query lengths {lengths}.",
+        _table("`milopt.huggingface.convert`, and `save`", steps, size),
+    ]
+    if command:
+        named = f"`milopt convert {' '.join(_OPTIONS)}`, with its passes and comparisons"
+        parts.append(_table(named, command, size))
+    return "\n\n".join(parts)
+
+
+def _table(what: str, steps: Sequence[Step], size: int) -> str:
+    last = steps[-1]
+    lines = [
+        f"{what}: {last.seconds:.0f} s, at most {last.peak / 1e9:.2f} GB of anonymous memory, "
+        f"**{last.peak / size:.2f} times the size in fp16**.",
         "",
-        *([whole, ""] if whole else []),
         "| step | begins, s | anonymous at its begin, GB | at most until then, GB | times fp16 |",
         "|---|---|---|---|---|",
     ]
     for step in steps:
-        words = re.split(r" \(|: |, the", step.name)[0]
+        words = re.split(r" \(|: |, the(?!n)", step.name)[0]
         lines.append(
             f"| {words} | {step.seconds:.0f} | {step.now / 1e9:.2f} | {step.peak / 1e9:.2f} | {step.peak / size:.2f} |"
         )
@@ -202,7 +220,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.measure is not None:
         steps = (
-            [measure_command(given.measure, given.context, given.lengths)]
+            measure_command(given.measure, given.context, given.lengths)
             if given.command
             else measure(given.measure, given.context, [int(each) for each in given.lengths.split(",")])
         )
@@ -213,7 +231,7 @@ def main() -> None:
         folder = Path(name)
         write_checkpoint(folder / "model", shape)
         steps = _child(folder, given.context, given.lengths)
-        command = _child(folder, given.context, given.lengths, "--command")[0] if given.with_command else None
+        command = _child(folder, given.context, given.lengths, "--command") if given.with_command else []
     text = report(shape, given.context, given.lengths, steps, command)
     print(text)
     title, _, rest = (__doc__ or "").partition("\n")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from milopt.mil import Operation, Var, constant, dtype_name, flat
+from milopt.mil import Operation, Var, constant, dtype_name, flat, is_symbolic, shape_of
 from milopt.passes.frequencies import angle_error, exact_frequencies
 from milopt.passes.rotary_forms import Form
 from milopt.reports import require
@@ -147,6 +148,56 @@ def _permuted(inner: Tabulated, perm: list[int]) -> Tabulated:
     return replace(inner, axes=tuple(inner.axes[axis] for axis in perm), table=table)
 
 
+def _tiled(op: Operation, read: Read) -> Tabulated:
+    require(constant(op.inputs["reps"]) is not None, "how often it repeats angles is computed", at=op)
+    inner, counts = _same(op, read), [int(count) for count in constant(op.inputs["reps"])]
+    still = all(count == 1 for count, axis in zip(counts, inner.axes, strict=True) if axis is not None)
+    require(still, "it repeats angles along the positions", at=op)
+    return replace(inner, table=np.tile(inner.table, [1, *counts]))
+
+
+def _reshaped(op: Operation, read: Read) -> Tabulated:
+    """Between the positions' axes the others may be split and joined; ``repeat_interleave`` is made of such."""
+    inner, shape = _same(op, read), shape_of(op.outputs[0])
+    axes = _regrouped(inner, _named_alike(shape_of(op.inputs["x"]), shape), shape)
+    require(axes is not None, "it reshapes angles across the positions", at=op)
+    assert axes is not None
+    sizes = [1 if axis is not None else int(size) for axis, size in zip(axes, shape, strict=True)]
+    return replace(inner, axes=axes, table=np.reshape(inner.table, (len(inner.table), *sizes)))
+
+
+def _named_alike(given: Sequence[Any], shape: Sequence[Any]) -> list[Any]:
+    """The sizes ``given``, with a single symbol named as the single one of ``shape``, to which they're reshaped.
+
+    Both shapes hold as many elements, so the two are equal where all other sizes are.
+    """
+    mine, theirs = ([size for size in sizes if is_symbolic(size)] for sizes in (given, shape))
+    alike = len(mine) == len(theirs) == 1
+    return [theirs[0] if alike and is_symbolic(size) else size for size in given]
+
+
+def _regrouped(inner: Tabulated, given: Sequence[Any], shape: Sequence[Any]) -> Axes | None:
+    """Which axis of the positions each axis of ``shape`` runs along, where the reshape leaves those whole."""
+    axes: list[int | None] = []
+    rest = list(shape)
+    left = 1  # elements, between two axes of positions, that no axis of the result has yet
+    for axis, size in zip(inner.axes, given, strict=True):
+        if axis is None:
+            left *= size
+            continue
+        while rest and (left != 1 or (rest[0] == 1 and size != 1)):
+            if is_symbolic(rest[0]) or left % rest[0]:
+                return None
+            left //= rest.pop(0)
+            axes.append(None)
+        if left != 1 or not rest or rest.pop(0) != size:
+            return None
+        axes.append(axis)
+    if any(map(is_symbolic, rest)) or prod(rest) != left:
+        return None
+    return (*axes, *[None] * len(rest))
+
+
 def _joined(op: Operation, read: Read) -> Tabulated:
     parts = [read(var) for var in flat(op.inputs["values"])]
     axis = int(constant(op.inputs["axis"])) % op.outputs[0].rank
@@ -240,6 +291,8 @@ _STEPS: dict[str, Callable[[Operation, Read], Tabulated]] = {
     "sin": _wave,
     "expand_dims": _expanded,
     "transpose": _transposed,
+    "tile": _tiled,
+    "reshape": _reshaped,
     "concat": _joined,
     "matmul": _outer,
     **dict.fromkeys(_ELEMENTWISE, _elementwise),

@@ -101,8 +101,9 @@ def _write(file: BinaryIO, view: View) -> int:
 def _parts(view: View) -> Iterator[Any]:
     """The elements in order, some rows at a time."""
     real = view.real()
-    rows = max(1, _CHUNK // max(1, prod(view.shape[1:])))
-    for first in range(0, view.shape[0], rows):
+    real = real if view.shape else real.reshape(1)
+    rows = max(1, _CHUNK // max(1, prod(real.shape[1:])))
+    for first in range(0, len(real), rows):
         exact: Any = real[first : first + rows].float().contiguous().numpy()
         if view.dtype == "float16":
             size = np.abs(exact)

@@ -14,7 +14,7 @@ import numpy as np
 from milopt.huggingface.errors import ConversionError
 from milopt.mil import Var, dtype_name, flat, is_symbolic, mb, shape_of
 
-__all__ = ["Converter", "expand_converter", "gelu_converter", "missing_converters", "scalar_cast"]
+__all__ = ["Converter", "expand_converter", "gelu_converter", "missing_converters", "scalar_cast", "typed_scatter"]
 
 Converter: TypeAlias = Callable[[Any, Any], None]
 """Adds a torch node to coremltools' context: ``(context, node)``."""
@@ -150,3 +150,15 @@ def scalar_cast(ops: Any, stock: Any) -> Callable[..., None]:
         stock(context, node, dtype, dtype_name)
 
     return cast
+
+
+def typed_scatter(stock: Any) -> Callable[..., None]:
+    """``ops._scatter``, which hands on an integer that is written among floats as it is: MIL wants one type."""
+
+    def scatter(context: Any, inputs: Any, mode: str, name: str) -> None:
+        data, axis, indices, updates = inputs[:4]
+        if dtype_name(updates) != dtype_name(data):
+            updates = mb.cast(x=updates, dtype=dtype_name(data))
+        stock(context, [data, axis, indices, updates], mode, name)
+
+    return scatter

@@ -24,6 +24,7 @@ __all__ = ["export"]
 _SUMS = frozenset({"columns"})
 _END = 3  # in slice(x, axis, start, end, step)
 _ASSERTIONS = ("aten._assert_", "aten.sym_constrain_range")
+_VIEWS = frozenset(f"aten.{name}.default" for name in ("_unsafe_view", "reshape", "view"))
 
 
 def export(wrapper: torch.nn.Module, feeds: Sequence[torch.Tensor], signature: Signature | None = None) -> Any:
@@ -116,7 +117,7 @@ def _open_slices(program: Any) -> None:
 
 
 def _keep_sizes(program: Any) -> None:
-    """Let what is expanded keep the open sizes that it does not change, instead of computing them."""
+    """Let expansions and views keep the open sizes that they do not change, instead of computing them."""
     for node in program.graph.nodes:
         if node.target is torch.ops.aten.expand.default and len(node.args[1]) == node.args[0].meta["val"].dim():
             old, new = (each.meta["val"].shape for each in (node.args[0], node))
@@ -124,7 +125,22 @@ def _keep_sizes(program: Any) -> None:
                 isinstance(size, torch.SymInt) and str(size) == str(other) for size, other in zip(new, old, strict=True)
             ]
             node.update_arg(1, [-1 if keeps else size for keeps, size in zip(same, node.args[1], strict=True)])
+        if str(node.target) in _VIEWS:
+            node.update_arg(1, _told(node.args[1], node.meta["val"].shape))
     program.graph_module.graph.eliminate_dead_code()
+
+
+def _told(wanted: Sequence[Any], shape: Sequence[Any]) -> list[Any]:
+    """What a view is asked for, in numbers where it has open sizes, and -1 for such a size if it is the only one.
+
+    MIL can't know that the sizes of two inputs are one, and so not what is left for the -1 beside a computed size.
+    """
+    still_open = [isinstance(size, torch.SymInt) for size in shape]
+    if sum(still_open) == 1:
+        return [-1 if unknown else int(size) for unknown, size in zip(still_open, shape, strict=True)]
+    if any(still_open):
+        return [given if unknown else int(size) for unknown, size, given in zip(still_open, shape, wanted, strict=True)]
+    return list(wanted)
 
 
 def _name_weights(program: Any) -> None:

@@ -7,6 +7,7 @@ float64. How far its own fp16 arithmetic leads away is measured and told, and re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,6 +84,12 @@ def _check_decoder(
     for what, prompt in prompts.items():
         with rounded_weights(source, rounded):
             wanted = source(input_ids=prompt[None], use_cache=False).logits[0].double().numpy()
+        if rounded and not np.isfinite(wanted).all():
+            raise SelfCheckError(
+                "with its weights rounded to fp16 the model does not answer with finite numbers: some are beyond "
+                "65504; convert it with dtype float32 (--precision float32)",
+                math.inf,
+            )
         tokens = [int(each) for each in prompt]
         got = _fed(session, _portions(session, len(tokens)), tokens)
         _agree(f"the program on {what}", "the unmodified model", wanted, got, bound)

@@ -88,16 +88,13 @@ def _is_quantized(tensors: Tensors, name: str) -> bool:
 
 
 def _gptq(layer: _Layer, settings: Settings) -> Matrix:
-    """``qweight`` packs inputs along rows, ``qzeros`` outputs along columns; v1 has zeros one less than they mean."""
+    """``qweight`` packs inputs along rows, ``qzeros`` outputs along columns."""
     bits = int(settings["bits"])
     if bits not in (2, 3, 4, 8):
         raise ValueError(f"integers of {bits} bits")
-    form = settings.get("checkpoint_format", "gptq")
-    if form not in ("gptq", "gptq_v2"):
-        raise ValueError(f"checkpoint_format {form!r}; gptq and gptq_v2 are read")
     words, packed, scales, order = layer["qweight"], layer["qzeros"], layer["scales"], layer.get("g_idx")
     outputs, inputs = words.shape[1], words.shape[0] * 32 // bits
-    zeros = unpacked(packed, bits, outputs) + (1 if form == "gptq" else 0)
+    zeros = _gptq_zeros(packed, bits, outputs, settings)
     if scales.shape != zeros.shape:
         raise ValueError(f"scales {tuple(scales.shape)}, zeros {tuple(zeros.shape)}")
     groups = order if order is not None and order.numel() else None
@@ -106,6 +103,36 @@ def _gptq(layer: _Layer, settings: Settings) -> Matrix:
     if groups is None and inputs % scales.shape[0]:
         raise ValueError(f"{inputs} columns in {scales.shape[0]} groups")
     return Affine(unpacked(words.T.contiguous(), bits, inputs), scales.T, zeros.T, groups)
+
+
+def _gptq_zeros(packed: torch.Tensor, bits: int, outputs: int, settings: Settings) -> torch.Tensor:
+    """The zero points (groups, outputs): as stored in ``gptq_v2``, one more in ``gptq``.
+
+    Symmetric integers have half of their range for a zero point; some writers store that as it is and call it ``gptq``.
+    A zero point of 0 wraps around there. What then stands in the word depends on who wrote it, and what is read on the
+    reader: 2**bits for AutoGPTQ's kernels; GPTQModel, which also writes so, adds one to every field of a word at once,
+    so that a field carries over into the next.
+    """
+    stored, form = unpacked(packed, bits, outputs), settings.get("checkpoint_format", "gptq")
+    if form not in ("gptq", "gptq_v2"):
+        raise ValueError(f"checkpoint_format {form!r}; gptq and gptq_v2 are read")
+    if form == "gptq_v2" or (settings.get("sym") and bool((stored == 1 << (bits - 1)).all())):
+        return stored
+    if int(stored.max()) < (1 << bits) - 1:
+        return stored + 1
+    if bits == 3 or not _by_gptqmodel(settings):
+        raise ValueError(
+            "checkpoint_format gptq stores zero points less one, and a zero point of 0 is read differently by every "
+            "program; save it with GPTQModel as gptq_v2"
+        )
+    ones = sum(1 << shift for shift in range(0, 32, bits))
+    return unpacked(packed + ones, bits, outputs)
+
+
+def _by_gptqmodel(settings: Settings) -> bool:
+    meta: dict[str, Any] = settings["meta"] if isinstance(settings.get("meta"), dict) else {}
+    writers: list[Any] = meta["quantizer"] if isinstance(meta.get("quantizer"), list) else [meta.get("quantizer")]
+    return any(str(each).startswith("gptqmodel") for each in writers)
 
 
 def _awq(layer: _Layer, settings: Settings) -> Matrix:

@@ -19,6 +19,7 @@ from milopt.huggingface.converters import (
     gelu_converter,
     missing_converters,
     scalar_cast,
+    typed_scatter,
 )
 from milopt.huggingface.errors import ConversionError
 from milopt.huggingface.locations import modules, node_location
@@ -39,6 +40,7 @@ def coremltools_repaired() -> Generator[None]:
         for name, repair in (("gelu", gelu_converter), ("expand", expand_converter)):
             patches.enter_context(_registered(name, repair(ops, registry()[name])))
         patches.enter_context(replaced(ops, "_cast", _here(scalar_cast(ops, ops._cast), ops._cast)))
+        patches.enter_context(replaced(ops, "_scatter", _here(typed_scatter(ops._scatter), ops._scatter)))
         single = ops.convert_single_node
         patches.enter_context(replaced(ops, "convert_single_node", _here(_explained(single), single)))
         yield

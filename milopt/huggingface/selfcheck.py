@@ -37,6 +37,13 @@ def require_same(
     if not differences[worst] <= tolerance:
         module = where()
         place = f", first in {module}" if module is not None else ""
+        if not wanted[worst].isfinite().all():
+            raise SelfCheckError(
+                f"the unmodified model itself does not answer with finite numbers: {worst}{place}; a weight may be "
+                "damaged",
+                differences[worst],
+                module,
+            )
         raise SelfCheckError(
             f"{what} does not compute what the unmodified model computes: {worst} differs by {differences[worst]:.3g} "
             f"of its largest value (at most {tolerance:g} is rounding){place}; "

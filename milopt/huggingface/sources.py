@@ -22,6 +22,11 @@ Progress: TypeAlias = Callable[[str], None]
 """Called with one lowercase sentence at the start of every step."""
 
 _MODEL_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_PARTS = {
+    "AutoConfig": "its config",
+    "AutoTokenizer": "its tokenizer",
+    "GenerationConfig": "its generation_config.json",
+}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 # Checkpoints of old transformers hold the rotary frequencies and the numbers of positions, which the model computes.
 _RECOMPUTED = ("rotary_emb.inv_freq", "embeddings.position_ids")
@@ -224,8 +229,13 @@ def _supported(config: Any, architecture: str, context: int) -> Kind:
 def _load_model(class_name: str, place: Path, options: dict[str, Any]) -> Any:
     """A float32 model; ConversionError unless the checkpoint has exactly what it needs."""
     torch = extra("torch")
-    model, info = _load(class_name, place, {**options, "dtype": torch.float32, "output_loading_info": True})
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+    # without the second, transformers prints what does not fit and raises an error that does not name it
+    telling = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = _load(class_name, place, {**options, "dtype": torch.float32, **telling})
+    if unlike := sorted(info.get("mismatched_keys", ())):
+        shapes = [f"{name} is {tuple(there)} there and {tuple(wanted)} by its config" for name, there, wanted in unlike]
+        raise ConversionError(f"{place}: the checkpoint does not fit the model: {', '.join(shapes[:3])}")
+    for kind in ("missing_keys", "unexpected_keys"):
         if keys := sorted(str(key) for key in info.get(kind, ()) if not str(key).endswith(_RECOMPUTED)):
             raise ConversionError(f"{place}: the checkpoint does not fit the model, {kind[:-5]}: {', '.join(keys[:3])}")
     return model
@@ -243,12 +253,18 @@ def _load(class_name: str, place: Path, options: dict[str, Any]) -> Any:
                 path, local_files_only=True, trust_remote_code=False, **options
             )
     except Exception as problem:  # transformers raises whatever the damaged file makes its readers raise
-        raise ConversionError(f"{place}: transformers can't load it: {_first_line(problem)}") from problem
+        what = _PARTS.get(class_name, "it")
+        raise ConversionError(f"{place}: transformers can't load {what}: {_reason(problem)}") from problem
 
 
 def _say_nothing(_: str) -> None:
     pass
 
 
-def _first_line(problem: Exception) -> str:
-    return next(iter(str(problem).strip().splitlines()), type(problem).__name__)
+def _reason(problem: Exception) -> str:
+    """The first line of what went wrong, with the second where it ends in a colon; of a lookup, also that it is one."""
+    name, lines = type(problem).__name__, [line.strip() for line in str(problem).splitlines() if line.strip()]
+    if not lines:
+        return name
+    first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{name}: {first}" if isinstance(problem, LookupError) else first

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from milopt.huggingface.chat import render
 from milopt.huggingface.errors import TokenizerError
@@ -17,6 +17,9 @@ from milopt.huggingface.extras import extra
 from milopt.huggingface.streaming import TextStream
 from milopt.mil import flat
 from milopt.package import Model
+
+if TYPE_CHECKING:
+    from milopt.sets import DeploymentSet
 
 __all__ = ["TOKENIZER", "TOKENIZER_CONFIG", "Tokenizer", "attach_tokenizer"]
 
@@ -110,7 +113,7 @@ def _checked(config: Any) -> Mapping[str, Any]:
     return mapping
 
 
-def attach_tokenizer(model: Model, tokenizer: Any, source: Any) -> None:
+def attach_tokenizer(model: Model | DeploymentSet, tokenizer: Any, source: Any) -> None:
     """Put a transformers ``tokenizer`` into ``model``; the transformers model ``source`` knows what ends an answer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

@@ -118,6 +118,7 @@ def _decoder(model: Any, context: int, query_length: int | None, batch: int, log
 
     require_convertible(model.config, context)
     masks = masks_of(type(model).__name__, model.config)
+    _require_causal(model)
     if query_length is None:
         # two sizes of both, none of which stands for itself elsewhere in a usual model
         sizes = [(min(context, 43), min(context - 1, 5)), (min(context, 37), 1)]
@@ -263,6 +264,23 @@ def _require_any_order(wrapper: Any, sample: Sample) -> None:
         f"{type(wrapper.model).__name__} looks at the order of the cache's columns (in {place}), as with ALiBi or a "
         "mask of its own; milopt's caches leave it open"
     )
+
+
+def _require_causal(model: Any) -> None:
+    """ConversionError for a language model of which every token sees all others, as BERT's head by default."""
+    import torch
+
+    from milopt.huggingface.selfcheck import RELATIVE, difference
+
+    # GPT-NeoX's config says the same, and means nothing by it
+    if getattr(model.config, "is_decoder", None) is not False:
+        return
+    one, other = model(input_ids=torch.tensor([[0, 1], [0, 2]]), use_cache=False).logits[:, 0]
+    if difference(one, other) > RELATIVE:
+        raise ConversionError(
+            f"{type(model).__name__} is no causal language model here: its config's is_decoder is false, and tokens "
+            "see those behind them"
+        )
 
 
 def _calls(wrapper: Any, feeds: dict[str, torch.Tensor]) -> Calls:

@@ -154,11 +154,12 @@ def _scalar(step: Step, numbers: Collection[int]) -> Step:
 
 
 def _among_tensors(step: Step, numbers: Collection[int], made: Mapping[int, Result]) -> Step:
-    """A step on tensors, which may read numbers, or make one."""
+    """A step on tensors, which may read numbers, or make some."""
     slots = dict(step.slots)
     read = {name: made[slot] for name, slot in slots.items() if slot in numbers}
-    if step.results[0].slot in numbers:
-        step = replace(step, results=(_Number(step.results[0]),))
+    if any(result.slot in numbers for result in step.results):
+        results = tuple(_Number(each) if each.slot in numbers else each for each in step.results)
+        step = replace(step, results=results)
     if not read:
         return step
     arguments = dict(step.arguments)

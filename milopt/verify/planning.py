@@ -130,7 +130,9 @@ class Planner:
         if not style.ordinary:
             plan = next(iter(self.plans.values()))
             for slot in layout.signature.slots:
-                contents[slot.present] = _normal(layout.shape(slot, plan), layout.dtype(slot, plan), rng)
+                # numbers that states, which are fp16, hold as well as a past of fp32 that is cast to it
+                held = _normal(layout.shape(slot, plan), "fp16", rng)
+                contents[slot.present] = held.astype(numpy_dtype(layout.dtype(slot, plan)))
         steps = " + ".join(map(str, queries))
         what = "random tokens" if style.ordinary else "arbitrary inputs, masks and cache"
         what = f"{what}, large numbers" if style.large else what

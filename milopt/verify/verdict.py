@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from milopt.metrics import Exact, Metric
 from milopt.precisions import Precision
+from milopt.verify.choices import Choice
 from milopt.verify.measuring import Measured, Where
 from milopt.verify.scripts import Recipe, reproduction
 
@@ -33,7 +34,8 @@ class FirstValue:
 class Difference:
     """Why the programs are not the same. ``where`` is ``None`` when already their signatures differ.
 
-    ``before`` and ``after`` are short texts of the functions, around the first value that differs.
+    ``before`` and ``after`` are short texts of the functions, around the first value that differs; ``choice`` is the
+    first of a router's, or of a maximum's, that does.
     """
 
     reason: str
@@ -42,6 +44,7 @@ class Difference:
     first: FirstValue | None = None
     before: str = ""
     after: str = ""
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,8 @@ class Verdict:
         lines = [f"{subject}{self._headline(count)}"]
         if self.difference.first is not None:
             lines.append(f"  first value that differs: {self.difference.first}")
+        if self.difference.choice is not None:
+            lines.append(f"  choice that differs: {self.difference.choice}")
         if self.difference.before:
             lines += [f"before:  {self.difference.before}", f"after:   {self.difference.after}"]
         return "\n".join(lines)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -67,6 +68,7 @@ class Family:
         config = getattr(transformers, self.config)(**self.settings)
         model = getattr(transformers, self.model)(config).eval()
         _perturb(model)
+        _decide(model)
         return model
 
 
@@ -80,6 +82,32 @@ def _perturb(model: Any) -> None:
             elif "norm" in lower or "ln_" in lower or parameter.dim() == 1:
                 # Gemma's norms multiply with 1 + w
                 parameter.uniform_(-0.5, 0.5) if float(parameter.mean()) == 0 else parameter.uniform_(0.5, 1.5)
+
+
+def _decide(model: Any) -> None:
+    """Routers that choose experts by the token, as training leaves them, and not by a hair.
+
+    Of random weights, the second and the third expert are within fp16's error of each other for about one token in a
+    hundred; a program may then take the other one, and what it computes is another function. Here the first features
+    of the residual stream say which experts a token goes to, all in turn: the embeddings put 4, 3, -3 and -4 there,
+    nobody else writes there, and each expert's row of the router looks at its own.
+    """
+    routers = [module for module in model.modules() if type(module).__name__.endswith("Router")]
+    if not routers:
+        return
+    count = len(routers[0].weight)
+    levels = torch.tensor([4.0, 3.0, *[-3.0 - each for each in range(count - 2)]])
+    orders = torch.tensor(list(permutations(range(count))))
+    with torch.no_grad():
+        embeddings = model.get_input_embeddings().weight
+        turns = orders[torch.arange(len(embeddings)) % len(orders)]
+        embeddings[:, :count] = levels[turns]
+        for name, weight in model.named_parameters():
+            if name.rpartition(".weight")[0].endswith("o_proj") or "down_proj" in name:
+                weight[..., :count, :] = 0
+        for router in routers:
+            router.weight.normal_(0, 0.02)
+            router.weight[:, :count] += 2 * torch.eye(count)
 
 
 def _family(name: str, config: str, model: str, *, base: Any = _COMMON, **options: Any) -> tuple[str, Family]:

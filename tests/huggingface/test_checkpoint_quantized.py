@@ -96,6 +96,51 @@ def test_gptq_with_an_order_of_its_own() -> None:
     assert torch.equal(got, _expected(integers, scales, zeros, lambda column: int(order[column])))
 
 
+def test_symmetric_gptq_by_the_name_of_the_first_form() -> None:
+    """Zero points of half the range are stored as they are, as ``gptq_v2`` does, and called ``gptq``."""
+    integers, scales = _drawn(0, 16, _ROWS, _COLUMNS), _scales(_ROWS, 2)
+    zeros = torch.full((_ROWS, 2), 8)
+    wanted = _expected(integers, scales, zeros, _run_of)
+    settings = {"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq"}
+    for less in (0, 1):
+        tensors = _gptq(integers, zeros, scales, 4, less)
+        assert torch.equal(_one(tensors, settings | {"sym": True}), wanted)
+    # nothing says that these are symmetric: 9 is a zero point as good as another
+    as_stored = _gptq(integers, zeros, scales, 4, 0)
+    assert torch.equal(_one(as_stored, settings | {"sym": False}), _expected(integers, scales, zeros + 1, _run_of))
+    uneven = zeros.clone()
+    uneven[3, 1] = 7
+    got = _one(_gptq(integers, uneven, scales, 4, 0), settings | {"sym": True})
+    assert torch.equal(got, _expected(integers, scales, uneven + 1, _run_of))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_zero_point_of_zero_in_gptq(bits: int) -> None:
+    """GPTQModel subtracts one from every field of a word at once, with a borrow from the next."""
+    rows = 32
+    integers, scales = _drawn(0, 1 << bits, rows, _COLUMNS), _scales(rows, 2)
+    zeros = _drawn(0, 1 << bits, rows, 2)
+    zeros[:3] = 0
+    words = _rows_packed(zeros.T, bits).long() - sum(1 << shift for shift in range(0, 32, bits))
+    tensors = _gptq(integers, zeros, scales, bits, 0)
+    tensors["qzeros"] = ((words + 2**31) % 2**32 - 2**31).to(torch.int32)
+    settings: dict[str, Any] = {"quant_method": "gptq", "bits": bits, "sym": False}
+    for writer in ("gptqmodel:4.2.5", ["gptqmodel:0.9.2"]):
+        got = _one(tensors, settings | {"meta": {"quantizer": writer}})
+        assert torch.equal(got, _expected(integers, scales, zeros, _run_of))
+    others: list[dict[str, Any]] = [{}, {"meta": {"quantizer": "autogptq"}}, {"meta": 3}]
+    for meta in others:
+        with pytest.raises(ConversionError, match="a zero point of 0 is read differently by every program; save it"):
+            _one(tensors, settings | meta)
+
+
+def test_a_zero_point_of_zero_of_three_bits_in_gptq() -> None:
+    tensors = _gptq(_drawn(0, 8, 32, _COLUMNS), torch.ones(32, 2).long(), _scales(32, 2), 3, 1)
+    tensors["qzeros"] = torch.full_like(tensors["qzeros"], -1)
+    with pytest.raises(ConversionError, match="a zero point of 0 is read differently by every program"):
+        _one(tensors, {"quant_method": "gptq", "bits": 3, "meta": {"quantizer": "gptqmodel:4"}})
+
+
 def test_awq() -> None:
     integers, zeros, scales = _drawn(0, 16, _ROWS, _COLUMNS), _drawn(0, 16, _ROWS, 2), _scales(_ROWS, 2)
     order = [0, 2, 4, 6, 1, 3, 5, 7]

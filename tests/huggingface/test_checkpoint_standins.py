@@ -144,6 +144,15 @@ def test_equal_views_become_one_array(real: torch.Tensor) -> None:
     assert second[128] is first[0]
 
 
+def test_a_single_element(real: torch.Tensor) -> None:
+    """A view without axes, as ``weight[3, 4]`` is."""
+    array = StandIn(lambda: real, _SHAPE).array("float32")
+    views = {0: _view(array[3, 4, ...]), 64: _view(array[:, 5])}
+    found = Attached().attach(views)
+    assert (found[0].shape, float(found[0])) == ((), float(real[3, 4]))
+    assert np.array_equal(found[64], real[:, 5].float().numpy())
+
+
 def _view(array: Any) -> standins.View:
     view = view_of(array)
     assert view is not None

@@ -23,6 +23,7 @@ from tests.huggingface.support import CONTEXT, library, llama
 
 _PATCHED = [
     ("coremltools.converters.mil.frontend.torch.ops", "_cast"),
+    ("coremltools.converters.mil.frontend.torch.ops", "_scatter"),
     ("coremltools.converters.mil.frontend.torch.ops", "_tqdm"),
     ("coremltools.converters.mil.mil.passes.pass_pipeline", "tqdm"),
     ("transformers.modeling_gguf_pytorch_utils", "tqdm"),
@@ -158,6 +159,24 @@ def test_every_result_is_checked(place: str, value: float) -> None:
     got[place] = wanted[place][:, None]
     with pytest.raises(SelfCheckError, match=f"{place} differs by inf"):
         require_same("it", wanted, got)
+
+
+def test_a_damaged_weight_is_the_models_fault() -> None:
+    model = llama(num_hidden_layers=1)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[3, 4] = float("nan")
+    words = r"the unmodified model itself does not answer with finite numbers: .*, first in model\.layers\.0\.mlp"
+    with pytest.raises(SelfCheckError, match=words):
+        convert(model, context=8, query_lengths=(2,))
+
+
+def test_weights_beyond_fp16_are_told() -> None:
+    model = llama(num_hidden_layers=1)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[3, 4] = 1e6
+    with pytest.raises(SelfCheckError, match=r"rounded to fp16 .* beyond 65504; convert it with dtype float32"):
+        convert(model, context=8, query_lengths=(2,))
+    assert convert(model, context=8, query_lengths=(2,), dtype="float32")
 
 
 def test_no_file_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

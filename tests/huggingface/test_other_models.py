@@ -137,6 +137,15 @@ _REFUSED = {
 }
 
 
+def test_a_language_model_that_is_set_up_as_an_encoder() -> None:
+    family = Family("bert", "BertConfig", "BertLMHeadModel", {**_SMALL, "intermediate_size": 96})
+    words = "BertLMHeadModel is no causal language model here: its config's is_decoder is false"
+    with pytest.raises(ConversionError, match=words):
+        trace(family.make(), context=CONTEXT, query_length=4)
+    decoder = Family("bert", family.config, family.model, {**family.settings, "is_decoder": True})
+    assert trace(decoder.make(), context=CONTEXT, query_length=4).difference < 1e-5  # rounding: 5e-7 was seen
+
+
 @pytest.mark.parametrize("name", _REFUSED)
 def test_a_refusal_names_what_stands_in_the_way(name: str) -> None:
     family, reason = _REFUSED[name]

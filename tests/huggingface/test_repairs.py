@@ -90,6 +90,8 @@ REPAIRED: dict[str, Function] = {
     "gelu-tanh": lambda x, y: torch.nn.functional.gelu(x, approximate="tanh") + torch.tanh(y),
     "gelu-none": lambda x, y: torch.nn.functional.gelu(x, approximate="none") + torch.tanh(y),
     "gelu": lambda x, y: torch.nn.functional.gelu(x) + y,
+    "scatter-integer": lambda x, y: torch.zeros_like(x).scatter(1, (y > 0).long()[:, :1] + 2, 1) * x + y,
+    "scatter-of-its-type": lambda x, y: x.scatter(0, (y > 0).long(), y),
     "int-of-size": lambda x, y: x.reshape(x.shape[0] * 2, -1) @ y.reshape(2, -1),
 }
 
@@ -119,6 +121,26 @@ def test_repeating_along_one_axis_computes_no_sizes(route: str) -> None:
     x, y = torch.randn(3, 7), torch.randn(3, 7)
     (got,) = compile(load(program), precision="float64").run({"x": x.numpy(), "y": y.numpy()}).values()
     np.testing.assert_array_equal(got.numpy(), _heads(x.double(), y.double()).numpy())
+
+
+def _apart(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """As heads of queries are told apart: a number that is left, beside an open size that another input has."""
+    rows = torch.cat([x, y]).T[:, 1:5]
+    return rows.view(y.shape[1], -1, 2).sum(1)
+
+
+def test_what_is_left_beside_an_open_size_is_a_number() -> None:
+    feature = Feature((3, Sizes("length", 1, 9, 4)), "")
+    signature = SimpleNamespace(inputs={"x": feature, "y": feature}, outputs={}, is_flexible=True)
+    form, length = captured(_apart, "export", signature), ct.RangeDim(1, 9, default=4)
+    with coremltools_repaired():
+        program = program_of(form, ct.Shape((3, length)))
+    (view,) = [op for op in operations(program.functions["main"]) if op.op_type == "reshape"]
+    assert list(view.shape.val) == [-1, 2, 2]
+    assert "shape" not in [op.op_type for op in operations(program.functions["main"])]
+    x, y = torch.randn(3, 7), torch.randn(3, 7)
+    (got,) = compile(load(program), precision="float64").run({"x": x.numpy(), "y": y.numpy()}).values()
+    np.testing.assert_allclose(got.numpy(), _apart(x.double(), y.double()).numpy(), rtol=1e-12)  # one sum in float64
 
 
 def _alias(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -140,3 +140,33 @@ def test_weights_that_do_not_fill_the_model(folder: Path, tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     shutil.copy(folder / "model.safetensors", tmp_path)
     _refused(tmp_path, r"the checkpoint does not fit the model, missing: model\.layers\.2\.")
+
+
+def test_weights_of_other_shapes_than_the_config_says(folder: Path, tmp_path: Path) -> None:
+    _edited(folder, tmp_path, vocab_size=96)
+    _refused(
+        tmp_path,
+        r"the checkpoint does not fit the model: lm_head\.weight is \(512, 64\) there and \(96, 64\) by its config, "
+        r"model\.embed_tokens\.weight is",
+    )
+
+
+def test_a_config_that_makes_no_sense(folder: Path, tmp_path: Path) -> None:
+    """Of what transformers says, that which tells what is wrong."""
+    _edited(folder, tmp_path, rms_norm_eps="small")
+    _refused(tmp_path, r"transformers can't load its config: Validation error for field 'rms_norm_eps': .*float")
+    _edited(folder, tmp_path, hidden_act="zilu")
+    _refused(tmp_path, r"transformers can't load it: KeyError: 'zilu'")
+
+
+def test_a_tokenizer_that_makes_no_sense(folder: Path, tmp_path: Path) -> None:
+    _edited(folder, tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"a": 1}')
+    _refused(tmp_path, "transformers can't load its tokenizer: KeyError: 'added_tokens'")
+
+
+def _edited(folder: Path, into: Path, **settings: Any) -> None:
+    """The folder's model with another config."""
+    config = json.loads((folder / "config.json").read_text())
+    (into / "config.json").write_text(json.dumps({**config, **settings}))
+    shutil.copy(folder / "model.safetensors", into)

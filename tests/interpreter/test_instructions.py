@@ -257,3 +257,20 @@ def test_a_number_that_is_an_output_or_is_reshaped_is_a_tensor() -> None:
         return [z, mb.concat(values=[y, z], axis=0, name="both"), mb.reshape(x=z, shape=[1, 1, 1], name="shaped")]
 
     assert_same(program(build, {"x": normals(1)}), {"x": normals(1)})
+
+
+def test_numbers_of_an_op_with_several_results() -> None:
+    """All that a split or a topk makes are there, whether they are read as numbers, as tensors, or not at all."""
+
+    def build(x: Any) -> Any:
+        first, second = mb.split(x=x, num_splits=2, axis=0)
+        best, place = mb.topk(x=mb.add(x=first, y=second), k=1, axis=0)
+        return [
+            mb.mul(x=best, y=mb.sub(x=second, y=np.float32(3)), name="product"),
+            mb.add(x=mb.cast(x=place, dtype="fp32"), y=first, name="sum"),
+        ]
+
+    x = normals(2)
+    plan = assert_same(program(build, {"x": x}), {"x": x})
+    product = (x[0] + x[1]) * (x[1] - 3)
+    np.testing.assert_allclose(plan.run({"x": x})["product"].numpy(), [product], rtol=1e-6)

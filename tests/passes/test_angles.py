@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from milopt.interpreter import evaluate
-from milopt.mil import Function, Program, mb, target, types
+from milopt.mil import Function, Program, get_new_symbol, mb, target, types
 from milopt.passes.angles import Tabulated, tabulate
 from milopt.reports import NoMatch, place_of
 
@@ -20,7 +20,7 @@ ROWS, Q = 7, 3
 Body = Callable[..., Any]
 
 
-def built(body: Body, shape: tuple[int, ...] = (Q,), **others: tuple[int, ...]) -> Program:
+def built(body: Body, shape: tuple[Any, ...] = (Q,), **others: tuple[int, ...]) -> Program:
     """``body`` of positions ``p`` and of other inputs; f holds floats, u bytes."""
     shapes = {"p": shape, **others}
     kinds = {"f": types.fp32, "u": types.uint8}
@@ -65,6 +65,17 @@ def column(p: Any) -> Any:
 
 
 ROW = np.array([0.5, 0.25], np.float32)
+GRID = np.array([[0, 1, 2], [3, 4, 5]], np.float32)
+
+
+def each_twice(x: Any) -> Any:
+    """What coremltools makes of ``torch.repeat_interleave(x, 2, dim=-1)`` for x of three axes."""
+    first = mb.transpose(x=x, perm=[2, 0, 1])
+    count, *others = first.shape
+    tiled = mb.reshape(x=mb.tile(x=first, reps=[2, 1, 1]), shape=[2, count, *others])
+    joined = mb.reshape(x=mb.transpose(x=tiled, perm=[1, 0, 2, 3]), shape=[2 * count, *others])
+    return mb.transpose(x=joined, perm=[1, 2, 0])
+
 
 STEPS: dict[str, tuple[Body, tuple[int, ...], tuple[int | None, ...]]] = {
     "cast": (lambda p: wide(p), (Q,), (0,)),
@@ -98,6 +109,42 @@ STEPS: dict[str, tuple[Body, tuple[int, ...], tuple[int | None, ...]]] = {
         lambda p: mb.concat(values=[mb.expand_dims(x=each, axes=[0]) for each in (wide(p), mb.cos(x=wide(p)))], axis=0),
         (2, Q),
         (None, 0, 1),
+    ),
+    "repeats": (lambda p: mb.tile(x=mb.mul(x=column(p), y=ROW), reps=[1, 1, 3]), (2, Q), (0, 1, None)),
+    "repeats of a new axis": (
+        lambda p: mb.tile(x=mb.expand_dims(x=mb.mul(x=column(p), y=ROW), axes=[0]), reps=[2, 1, 1]),
+        (Q,),
+        (None, 0, None),
+    ),
+    "each twice": (lambda p: each_twice(mb.mul(x=column(p), y=ROW)), (2, Q), (0, 1, None)),
+    "each twice of one sequence": (lambda p: each_twice(mb.mul(x=column(p), y=ROW)), (1, Q), (0, 1, None)),
+    "split before the positions": (
+        lambda p: mb.reshape(x=mb.mul(x=np.arange(6, dtype=np.float32)[:, None, None], y=wide(p)), shape=[3, 2, 2, Q]),
+        (2, Q),
+        (None, None, 0, 1),
+    ),
+    "joined behind the positions": (
+        lambda p: mb.reshape(x=mb.mul(x=mb.expand_dims(x=wide(p), axes=[-1, -2]), y=GRID), shape=[2, Q, 6]),
+        (2, Q),
+        (0, 1, None),
+    ),
+    "split between the positions": (
+        lambda p: mb.reshape(
+            x=mb.mul(x=mb.expand_dims(x=wide(p), axes=[1]), y=np.arange(6, dtype=np.float32)[:, None]),
+            shape=[2, 2, 1, 3, Q],
+        ),
+        (2, Q),
+        (0, None, None, None, 1),
+    ),
+    "unit axes by a reshape": (
+        lambda p: mb.reshape(x=wide(p), shape=[1, 2, 1, Q, 1]),
+        (2, Q),
+        (None, 0, None, 1, None),
+    ),
+    "without unit axes by a reshape": (
+        lambda p: mb.reshape(x=mb.expand_dims(x=wide(p), axes=[0, 2]), shape=[2, Q]),
+        (2, Q),
+        (0, 1),
     ),
     "outer product": (lambda p: mb.matmul(x=column(p), y=ROW[None]), (Q,), (0, None)),
     "outer product from the left": (
@@ -212,6 +259,35 @@ REFUSALS: dict[str, tuple[Body, str, str]] = {
         "both",
         "it depends on two integer values",
     ),
+    "angles repeated along the positions": (
+        lambda p, f: mb.tile(x=column(p), reps=[2, 1], name="tiled"),
+        "tiled",
+        "it repeats angles along the positions",
+    ),
+    "as many repeats as another input says": (
+        lambda p, f: mb.tile(x=column(p), reps=mb.concat(values=(mb.shape(x=f), [1]), axis=0), name="tiled"),
+        "tiled",
+        "how often it repeats angles is computed",
+    ),
+    **{
+        f"positions reshaped to {shape}": (
+            lambda square, f, shape=shape: mb.reshape(x=mb.mul(x=column(square), y=ROW), shape=shape, name="other"),
+            "other",
+            "it reshapes angles across the positions",
+        )
+        # axes are joined, split, in other order, or features go before positions
+        for shape in ([Q * Q, 2], [Q, Q * 2], [2, Q, Q], [Q, 2, Q], [1, Q * 2 * Q], [Q * Q * 2])
+    },
+    "an axis of one position lost": (
+        lambda tall, f: mb.reshape(x=wide(tall), shape=[Q], name="other"),
+        "other",
+        "it reshapes angles across the positions",
+    ),
+    "one position of two lost": (
+        lambda one, f: mb.reshape(x=mb.mul(x=column(one), y=ROW), shape=[2], name="other"),
+        "other",
+        "it reshapes angles across the positions",
+    ),
     "a row for each position": (
         lambda p, f: mb.mul(x=wide(p), y=np.arange(Q, dtype=np.float32), name="scaled"),
         "scaled",
@@ -263,12 +339,34 @@ REFUSALS: dict[str, tuple[Body, str, str]] = {
 @pytest.mark.parametrize("case", REFUSALS)
 def test_reasons(case: str) -> None:
     body, place, reason = REFUSALS[case]
-    shapes: dict[str, tuple[int, ...]] = {"f": (Q,), "other": (Q,), "square": (Q, Q), "one": (1,)}
-    names = body.__code__.co_varnames[: body.__code__.co_argcount]
+    shapes: dict[str, tuple[int, ...]] = {"f": (Q,), "other": (Q,), "square": (Q, Q), "one": (1,), "tall": (Q, 1)}
+    names = [name for name in body.__code__.co_varnames[: body.__code__.co_argcount] if name in (*shapes, "p")]
     program = built(lambda **given: body(*(given[name] for name in names)), **{each: shapes[each] for each in shapes})
     with pytest.raises(NoMatch) as why:
         table(program)
     assert (place_of(why.value.at), str(why.value)) == (place, reason)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((1, -1, 2, 1), (0, 1, None, None)),
+        ((-1, 1, 2), (0, 1, None)),  # one symbol, and as many other elements, so it is the same number
+        ((1, -1), None),
+        ((1, -1, 4), None),
+        ((-1, 2), None),
+    ],
+)
+def test_positions_of_any_number_are_reshaped(shape: tuple[int, ...], axes: tuple[int | None, ...] | None) -> None:
+    many = get_new_symbol()
+    first = shape[0]
+    given = (many, 1) if first == -1 else (1, many)
+    program = built(lambda p: mb.reshape(x=mb.mul(x=column(p), y=ROW), shape=shape), given)
+    if axes is None:
+        with pytest.raises(NoMatch, match="it reshapes angles across the positions"):
+            table(program)
+    else:
+        assert table(program).axes == axes
 
 
 def test_integers_that_are_computed_are_positions_themselves() -> None:

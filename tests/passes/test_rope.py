@@ -87,7 +87,16 @@ def _through_int16(positions: Any) -> Any:
     return _twice(mb.mul(x=_columns(chatter), y=frequencies(np.float32)))
 
 
+def _each_twice(positions: Any) -> Any:
+    """``torch.repeat_interleave(angles, 2, dim=-1)`` as coremltools writes it."""
+    first = mb.transpose(x=mb.mul(x=_columns(positions), y=frequencies(np.float32)), perm=[2, 0, 1])
+    tiled = mb.reshape(x=mb.tile(x=first, reps=[2, 1, 1]), shape=[2, HALF, 1, -1])
+    joined = mb.reshape(x=mb.transpose(x=tiled, perm=[1, 0, 2, 3]), shape=[2 * HALF, 1, -1])
+    return mb.transpose(x=joined, perm=[1, 2, 0])
+
+
 SPELLINGS: dict[str, Spelling] = {
+    "each twice": _each_twice,
     "front door": _front_door,
     "matmul": _matmul,
     "matmul, transposed": _matmul_transposed,
@@ -108,7 +117,7 @@ def test_spellings(spelling: str) -> None:
     before, after = program(SPELLINGS[spelling]), program(SPELLINGS[spelling])
     report = run(after)
     assert (report.applied, report.misses, report.notes, report.metric) == (2, [], [], None)
-    assert not {"cos", "sin", "concat", "mul", "cast"} & set(op_types(after))
+    assert not {"cos", "sin", "concat", "mul", "cast", "tile", "reshape"} & set(op_types(after))
     inputs = {"position_ids": POSITIONS}
     expected, found = evaluate(before, inputs, precision="float64"), evaluate(after, inputs)
     for name in ("c", "s"):
@@ -310,11 +319,12 @@ def test_twice_is_once() -> None:
     assert text(built) == after
 
 
-def test_flexible_queries() -> None:
-    built = program(_front_door, (1, get_new_symbol()))
+@pytest.mark.parametrize(("spelling", "row"), [(_front_door, np.tile(EXACT, 2)), (_each_twice, np.repeat(EXACT, 2))])
+def test_flexible_queries(spelling: Spelling, row: Any) -> None:
+    built = program(spelling, (1, get_new_symbol()))
     assert run(built).applied == 2
     found = evaluate(built, {"position_ids": np.array([[7, 9]], np.int32)})["c"]
-    np.testing.assert_allclose(found[0, 1], np.cos(9 * np.tile(EXACT, 2)), rtol=0, atol=9 * HALF_STEP[np.float32])
+    np.testing.assert_allclose(found[0, 1], np.cos(9 * row), rtol=0, atol=9 * HALF_STEP[np.float32])
 
 
 def _masked(columns: Any) -> Program:
