@@ -29,7 +29,6 @@ from milopt.huggingface import convert
 from milopt.package import Model, load
 from milopt.passes.convolution import LinearAsConv
 from milopt.pipeline import Pipeline
-from milopt.registry import names
 from milopt.rules import apply
 from tests.huggingface.families import CONTEXT as FAMILY_CONTEXT
 from tests.huggingface.families import FAMILIES, Family
@@ -43,14 +42,17 @@ FAMILY_QUERY = 4
 
 STOCK = "ct:common::reduce_transposes,ct:common::noop_elimination,ct:common::remove_redundant_ops"
 NUMBERS = "canonicalize,rope-table,fuse-sdpa,pack-gqa"
-# label -> passes that run after a plain conversion; those whose names are not registered are left out
+STATES = f"{NUMBERS},kv-to-state"
+WRITTEN = f"{STATES},decompose-sdpa"
+# label -> passes that run after a plain conversion
 PIPELINES: dict[str, str] = {
-    "milopt, convolutions": f"{NUMBERS},kv-to-state,linear-to-conv",
-    "milopt, layout": f"{NUMBERS},kv-to-state,linear-to-conv,layout-bc1s",
+    "milopt, convolutions": f"{STATES},linear-to-conv",
+    "milopt, layout": f"{STATES},linear-to-conv,layout-bc1s",
     "milopt, layout, safe norms": (
         "canonicalize,fp16-safe-norm,rope-table,fuse-sdpa,pack-gqa,kv-to-state,linear-to-conv,layout-bc1s"
     ),
-    "milopt, layout, attention written out": f"{NUMBERS},kv-to-state,decompose-sdpa,linear-to-conv,layout-bc1s",
+    "milopt, layout, attention written out": f"{WRITTEN},linear-to-conv,layout-bc1s",
+    "milopt, layout, written out, free": f"{WRITTEN},linear-to-conv,layout-bc1s{{io=free}}",
     "milopt, layout, past and present": f"{NUMBERS},linear-to-conv,layout-bc1s",
 }
 # each model's own word for the number of layers, and what is given for each of them
@@ -102,26 +104,43 @@ def variants(plain: Mapping[int, Model]) -> Iterator[tuple[str, Mapping[int, Mod
     for model in naive.values():
         apply(LinearAsConv(), model)
     yield "naive convolutions", naive
-    yield "naive, coremltools' passes", passed(naive, STOCK)
+    yield "naive, coremltools' passes", Stages(naive).after(STOCK)
+    stages = Stages(plain)
     for label, text in PIPELINES.items():
-        if all(name.partition("{")[0] in names() for name in text.split(",")):
-            yield label, passed(plain, text)
+        yield label, stages.after(text)
 
 
-def passed(models: Mapping[int, Model], text: str) -> Mapping[int, Model] | str:
-    """What passes make of copies of ``models``; the reason where they can't."""
-    made = {layers: model.clone() for layers, model in models.items()}
-    try:
-        for model in made.values():
-            Pipeline.parse(text).run(model)
-    except MiloptError as error:
-        return str(error)
-    return made
+class Stages:
+    """What passes make of copies of programs; pipelines that begin alike share what they begin with."""
+
+    def __init__(self, plain: Mapping[int, Model]) -> None:
+        self._made: dict[tuple[str, ...], Mapping[int, Model]] = {(): plain}
+
+    def after(self, text: str) -> Mapping[int, Model] | str:
+        """The programs after the passes that ``text`` spells; the reason where they can't run."""
+        try:
+            return self._after(tuple(map(str, Pipeline.parse(text).passes)))
+        except MiloptError as error:
+            return str(error)
+
+    def _after(self, passes: tuple[str, ...]) -> Mapping[int, Model]:
+        if passes not in self._made:
+            models = {layers: model.clone() for layers, model in self._after(passes[:-1]).items()}
+            for model in models.values():
+                Pipeline.parse(passes[-1]).run(model)
+            self._made[passes] = models
+        return self._made[passes]
 
 
 def layer_of(models: Mapping[int, Model]) -> Movement:
     """What a layer takes, of programs of 4 and of 2 layers."""
     return per_layer(movement(models[4].function()), movement(models[2].function()), 2)
+
+
+def moved_by_layer(models: Mapping[int, Model]) -> str:
+    """M and transposes of a layer; half of one more where two layers are unlike, or share what one alone has too."""
+    large, small = (movement(models[layers].function()) for layers in (4, 2))
+    return f"{(large.moved - small.moved) / 2:,.10g}, {(large.transposes - small.transposes) / 2:g}"
 
 
 def row(label: str, query: int, models: Mapping[int, Model] | str) -> str:
@@ -180,8 +199,7 @@ def families(folder: Path, chosen: Sequence[str]) -> Iterator[str]:
     """The lines of the second table."""
     if not chosen:
         return
-    labels = [label for label, text in PIPELINES.items() if all(name in names() for name in text.split(","))]
-    labels = [label for label in labels if label in ("milopt, convolutions", "milopt, layout")]
+    labels = [label for label in PIPELINES if label.count(",") < 2 or "written out" in label]
     yield ""
     yield f"M and transposes a layer, {FAMILY_QUERY} tokens a call, context {FAMILY_CONTEXT} (encoders: their own)."
     yield ""
@@ -190,9 +208,9 @@ def families(folder: Path, chosen: Sequence[str]) -> Iterator[str]:
     for name in chosen:
         print(name, file=sys.stderr, flush=True)
         plain = {layers: _family(FAMILIES[name], layers, folder) for layers in (4, 2)}
-        made = [plain, *(passed(plain, PIPELINES[label]) for label in labels)]
-        counted = [each if isinstance(each, str) else layer_of(each) for each in made]
-        cells = [each if isinstance(each, str) else f"{each.moved:,}, {each.transposes}" for each in counted]
+        stages = Stages(plain)
+        made = [plain, *(stages.after(PIPELINES[label]) for label in labels)]
+        cells = [each if isinstance(each, str) else moved_by_layer(each) for each in made]
         last = made[-1]
         left = "" if isinstance(last, str) else str(movement(last[2].function()).linear)
         yield f"| {name} | {' | '.join(cells)} | {left} |"

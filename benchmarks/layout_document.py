@@ -14,8 +14,10 @@ from milopt.package import Model, load
 from milopt.passes.convolution import LinearToConv
 from milopt.passes.layout import LayoutBc1s
 from milopt.passes.layout_axes import MOVES
+from milopt.pipeline import Pipeline
 from milopt.text import text
 
+FUSED_LAYERS = 4
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "layout.md"
 
 HEAD = """# One decoder layer before and after `layout-bc1s`
@@ -33,14 +35,39 @@ once, however many ops need it there. Of all choices one that moves the fewest e
   another; where tables would grow too large, as a minimum cut if there are two layouts and the tables are submodular;
   else as an integer program (`pip install 'milopt[layout]'`). Of a tensor that many ops use (a mask, a table of
   cosines) layouts that differ in axes of length 1 alone count as one.
-* What stays as it is: inputs, outputs and states; ops that the table does not know; parts without a 1x1 convolution,
-  and parts where nothing moves less than what is there.
+* What stays as it is: ops that the table does not know; parts without a 1x1 convolution, and parts where nothing moves
+  less than what is there. Inputs, outputs and states stay too, unless `io=free` lets those of fixed shape have the
+  layouts they are used in. A state has one for all functions, its first axis stays the first, and an input that comes
+  back as an output (`past_x`, `present_x`) has that output's order. The package's metadata `milopt.layout` give for
+  each the shape it had, that shape cut into pieces, their order now, and the shape it has:
+  `x.reshape(cut).transpose(order).reshape(now)`. `milopt verify`, `milopt generate` and sessions read it and go on in
+  the old layouts; a client of one's own has to do the same.
 
 The layer below has {heads}. It is the layer of `benchmarks/layout.py` (64 wide, 4 heads, 2 key/value heads, 8 tokens, a
 past of 32); this page is written by `python -m benchmarks.layout_document`, and a test compares the two.
 
-| | before | after |
-|---|---|---|
+| | before | after | after, `io=free` |
+|---|---|---|---|
+"""
+
+FUSED = """
+## With one op for attention
+
+| {layers} layers | before | after | after, `decompose-sdpa` first | the same, `io=free` |
+|---|---|---|---|---|
+{rows}
+
+`scaled_dot_product_attention` takes queries, keys and values as (..., S, D) and gives (..., S, D) back; convolutions
+take and give (B, C, 1, S), with the positions last. So each of four tensors, q, k, v and the result, has to be turned
+on its way between a convolution and the op: four transposes a layer are the least, unless one turns several of them, of
+one projection. Packed groups (`pack-gqa`) change the reshape of q and not its transpose. Of matmuls either operand, and
+the result too, may be turned for nothing, so that two transposes are left, of what is written beside a past given as
+(S, D), and none where that is a state or input that may be (D, S). The report of `layout-bc1s` says how many elements
+`decompose-sdpa` would save; `--attention matmul` puts it into a pipeline, and `LAID_OUT` in
+`milopt.passes.attention_policy` for the Neural Engine, with its sources.
+
+The same of a layer with states, counted as hand-written conversions were, and of every family:
+[benchmarks/results/layout.md](../benchmarks/results/layout.md).
 """
 
 COLOURS = """classDef move fill:#d9534f,color:#fff,stroke:#a33
@@ -53,16 +80,34 @@ def document() -> str:
     """The page."""
     before = load(decoder(1))
     LinearToConv().run(before)
-    after = before.clone()
+    after, free = before.clone(), before.clone()
     report = LayoutBc1s().run(after)
-    rows = zip(_counted(before), _counted(after), strict=True)
-    parts = [HEAD.format(heads="RMSNorm, RoPE, grouped queries without repeated keys, and SwiGLU")]
-    parts += [f"| {name} | {old:,} | {new:,} |\n" for (name, old), (_, new) in rows]
-    parts += ["\nRed: moves. Dark green: 1x1 convolutions. Light green: (B, C, 1, S). Orange: heads.\n"]
+    LayoutBc1s(io="free").run(free)
+    parts = [
+        HEAD.format(heads="RMSNorm, RoPE, grouped queries without repeated keys, and SwiGLU"),
+        _rows(before, after, free),
+    ]
+    parts += ["\n\nRed: moves. Dark green: 1x1 convolutions. Light green: (B, C, 1, S). Orange: heads.\n"]
     for title, model in (("Before", before), ("After", after)):
         parts += [f"\n## {title}\n\n```mermaid\n{_drawn(model)}\n```\n", f"\n```\n{_shortened(text(model))}\n```\n"]
-    parts += ["\n## What remains\n\n", *(f"* {miss.reason}\n" for miss in report.misses)]
+    parts += ["\n## What remains\n\n", *(f"* {miss.reason}\n" for miss in report.misses), _fused()]
     return "".join(parts)
+
+
+def _rows(*models: Model) -> str:
+    """A table's rows: what each model has of each kind."""
+    counts = zip(*map(_counted, models), strict=True)
+    return "\n".join(f"| {row[0][0]} | {' | '.join(f'{count:,}' for _, count in row)} |" for row in counts)
+
+
+def _fused() -> str:
+    before = load(decoder(FUSED_LAYERS, fused=True))
+    LinearToConv().run(before)
+    models = [before]
+    for passes in ("layout-bc1s", "decompose-sdpa,layout-bc1s", "decompose-sdpa,layout-bc1s{io=free}"):
+        models.append(before.clone())
+        Pipeline.parse(passes).run(models[-1])
+    return FUSED.format(layers=FUSED_LAYERS, rows=_rows(*models))
 
 
 def _counted(model: Model) -> list[tuple[str, int]]:

@@ -87,13 +87,14 @@ class LinearAsConv(Rule[Form]):
 class _Product:
     """How a product with a constant is one with a kernel: where x and the result have their channels, and the weight.
 
-    ``bias`` is what is added to each output channel.
+    ``bias`` is what is added to each output channel. x gets as many unit axes in front as ``added`` says before.
     """
 
     given: Form
     made: Form
     reform: Reform
     bias: Any = None
+    added: int = 0
 
 
 class MatmulAsConv(Rule[_Product]):
@@ -124,7 +125,9 @@ class MatmulAsConv(Rule[_Product]):
         last = m.weight.rank - 1
         order = (last - 1, last) if turned == (m.side == "right") else (last, last - 1)
         left = m.side == "left"
-        given = Form("columns" if turned_x != left else "rows", m.x.rank)
+        # a weight of higher rank puts its unit axes before the batch; below rank 3 the forms have them anyway
+        added = rank - m.x.rank if m.x.rank == 3 and m.x.shape[0] != 1 else 0
+        given = Form("columns" if turned_x != left else "rows", m.x.rank + added)
         made = Form("columns" if left else "rows", rank)
         inputs, outputs = (int(m.weight.shape[axis]) for axis in reversed(order))
         require(inputs > 1, "an outer product", at=product)
@@ -135,7 +138,7 @@ class MatmulAsConv(Rule[_Product]):
             require(bias is not None, "what is added to it is no bias", at=m.bias)
         else:
             require(_added(result, made, outputs) is None, "its bias comes behind it", at=product)
-        return _Product(given, made, Reform(m.weight.rank, order, 2), bias)
+        return _Product(given, made, Reform(m.weight.rank, order, 2), bias, added)
 
     def rewrite(self, op: Builder, m: Match, facts: _Product, /) -> Var:
         return _product(op, m, facts)
@@ -186,7 +189,8 @@ def _product(op: Builder, m: Match, facts: _Product) -> Var:
     kernel = reformed(op, m.weight, facts.reform, f"{m.weight.name}_1x1")
     if facts.reform.moves:
         op.note("weights with their output channels last are transposed: those bytes are written anew")
-    products = _conv(op, to_channels(op, m.x, facts.given), kernel, facts.bias)
+    x = op.expand_dims(x=m.x, axes=list(range(facts.added))) if facts.added else m.x
+    products = _conv(op, to_channels(op, x, facts.given), kernel, facts.bias)
     return to_form(op, products, facts.made, shape_of(m.root.outputs[0]))
 
 
@@ -211,6 +215,8 @@ def _added(result: Var, made: Form, outputs: int) -> Any:
     users = result.child_ops
     if len(users) != 1 or users[0].op_type != "add" or is_output(result):
         return None
+    if result.op is None or users[0].enclosing_block is not result.op.enclosing_block:
+        return None  # in a nested block it may not run: it stays there
     other = users[0].inputs["y" if users[0].inputs["x"] is result else "x"]
     return _bias_of(other, result, users[0].outputs[0], made, outputs)
 

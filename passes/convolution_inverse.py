@@ -9,13 +9,17 @@ import numpy as np
 
 from milopt.axes import axes_of
 from milopt.building import Builder
+from milopt.errors import MiloptError
+from milopt.layout.relations import OnRows
 from milopt.matching import Match
 from milopt.mil import (
     Function,
     Operation,
     Var,
+    arguments,
     constant,
     dtype_name,
+    is_constant,
     is_symbolic,
     refine_shape,
     remove_if_dead,
@@ -24,12 +28,15 @@ from milopt.mil import (
 )
 from milopt.package import Model
 from milopt.passes.kernels import Reform, reformed
+from milopt.passes.layout_choice import settle
+from milopt.passes.layout_reading import read
+from milopt.passes.layout_writing import Writing
 from milopt.passes.moves import MOVE_RULES
 from milopt.passes.sharing import share_moves
 from milopt.passes.tying import share_kernels
 from milopt.pattern import Const, Ops, Value, Weight
 from milopt.pipeline import RulePass
-from milopt.reports import Report, require
+from milopt.reports import NoMatch, Report, require
 from milopt.rules import Rule, apply
 
 __all__ = ["Conv1x1ToLinear", "ConvAsLinear", "LiftExpandDims", "MergeUnitAxes"]
@@ -39,9 +46,11 @@ __all__ = ["Conv1x1ToLinear", "ConvAsLinear", "LiftExpandDims", "MergeUnitAxes"]
 class Conv1x1ToLinear(RulePass):
     """``conv`` with a 1x1 kernel  ->  ``linear``, and the moves around it: the way back from ``linear-to-conv``.
 
-    Moves that undo each other go, so that a program comes back from there as it was. Weights keep their bytes and their
+    Moves that undo each other go, so that a program comes back from there as it was; of one that layout-bc1s has been
+    over, values get the layouts that linear layers work in, with the fewest moves. Weights keep their bytes and their
     compressed form. Convolutions of images, (B, C, H, W), stay unless ``images`` says otherwise: a transpose there and
-    one back cost more than they give.
+    one back cost more than they give. So do those of what was pooled from an image, (B, C, 1, 1), such as
+    squeeze-and-excitation: it goes back to an image as it is, and a program of convolutions stays one.
     """
 
     name: ClassVar[str] = "conv1x1-to-linear"
@@ -60,9 +69,27 @@ class Conv1x1ToLinear(RulePass):
             apply((*MOVE_RULES, MergeUnitAxes(), LiftExpandDims()), model)
             share_moves(model.program)
             share_kernels(model.functions)
-            for function in model.functions.values():
+            for name, function in model.functions.items():
                 _drop_names(function, named)
+                _lay_out(name, function, report)
         return report
+
+
+# what a dimension counts that is only known when the program runs: as in layout-bc1s
+_SEQUENCE = 64
+
+
+def _lay_out(name: str, function: Function, report: Report) -> None:
+    """Give what was laid out for convolutions the layouts that suit linear layers, where that saves moves."""
+    try:
+        reading = read(function, _SEQUENCE)
+        settled = settle([reading], OnRows)
+        if settled.touched:
+            Writing(reading, settled.modes, settled.touched).write()
+    except NoMatch as why:
+        report.decline(name, why.at or "", why.text, *why.arguments)
+    except MiloptError as error:
+        report.decline(name, "", "{}", str(error))
 
 
 def _drop_names(function: Function, named: set[Operation]) -> None:
@@ -92,7 +119,7 @@ class ConvAsLinear(Rule[_Place]):
 
     1. kernels that see more than one position, strides, padding and groups;
     2. kernels that are computed, and element types that ``linear`` has not;
-    3. images, but for those that a transpose from (B, H, W, C) precedes, and volumes.
+    3. images, but for those that a transpose from (B, H, W, C) precedes, what is pooled from images, and volumes.
     """
 
     def __init__(self, images: bool) -> None:
@@ -120,6 +147,8 @@ class ConvAsLinear(Rule[_Place]):
             require(wanted, "it is a convolution of images, where linear is not worth its transposes", at=m.x)
             unknown = sum(map(is_symbolic, shape_of(m.x)))
             require(unknown <= 1, "{} sizes of its image are not known", unknown, at=m.x)
+        elif place == "row" and shape_of(m.x)[3] == 1:
+            require(self._images or not _is_pooled(m.x), "it sees what was pooled from an image", at=m.x)
         return place
 
     def rewrite(self, op: Builder, m: Match, facts: _Place, /) -> Var:
@@ -155,6 +184,27 @@ def _place(x: Var) -> _Place | None:
     if len(shape) != 4:
         return None
     return "row" if shape[2] == 1 else "column" if shape[3] == 1 else "image"
+
+
+_POOLS = frozenset({"avg_pool", "l2_pool", "max_pool", "reduce_max", "reduce_mean", "reduce_min", "reduce_sum"})
+
+
+def _is_pooled(x: Var) -> bool:
+    """Whether a value of (B, C, 1, 1) is made of an image: pooled, and perhaps seen by further layers since."""
+    todo, seen = [x], {x}
+    while todo:
+        op = todo.pop().op
+        if op is None or op.op_type == "const":
+            continue
+        for _, value in arguments(op):
+            if value.rank != 4 or value in seen or is_constant(value):
+                continue
+            seen.add(value)
+            if op.op_type in _POOLS and _place(value) == "image":
+                return True
+            if tuple(shape_of(value)[2:]) == (1, 1):
+                todo.append(value)
+    return False
 
 
 def _perm(op: Operation | None) -> list[int]:

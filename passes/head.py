@@ -13,6 +13,7 @@ from milopt.passes.kernels import bytes_of, grain_of
 from milopt.pipeline import Pass
 from milopt.reports import NoMatch, Report, require
 from milopt.signature_head import HEAD_KEY, HeadSignature
+from milopt.signature_layout import LAYOUT_KEY
 
 __all__ = ["SplitHead"]
 
@@ -38,7 +39,8 @@ class SplitHead(Pass):
     1. where there is no such head, or its weight is not compressed in a way that can be cut;
     2. where a value between head and output is used otherwise, or is reshaped;
     3. where one slice is enough, unless ``argmax`` or ``top-k`` is wanted;
-    4. where it has been before.
+    4. where it has been before;
+    5. where outputs have other layouts (``layout-bc1s{io=free}``), unless ``logits`` is wanted.
     """
 
     name: ClassVar[str] = "split-head"
@@ -59,6 +61,11 @@ class SplitHead(Pass):
             report.decline(model.default_function, "", "its logits are given back otherwise already")  # 4
             return report
         changes = self.output != "logits"
+        if changes and LAYOUT_KEY in model.metadata:
+            report.decline(
+                model.default_function, "", "its outputs have other layouts: split-head knows public ones"
+            )  # 5
+            return report
         built: dict[str, Slices] = {}
         for name, function in model.functions.items():
             report.tried += 1

@@ -6,7 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from milopt.axes import axes_of
-from milopt.mil import Function, Operation, Var, arguments, constant, is_compressed, is_constant, is_output, shape_of
+from milopt.mil import (
+    Function,
+    Operation,
+    Var,
+    arguments,
+    constant,
+    is_compressed,
+    is_constant,
+    is_output,
+    is_symbolic,
+    shape_of,
+)
 from milopt.passes.kernels import key_of
 from milopt.reports import NoMatch, require
 
@@ -72,15 +83,27 @@ def _to(output: Var) -> Head:
         require(last or len(value.child_ops) == 1, "a value before the output is used otherwise", at=value)
         if (layer := _layer(op)) is not None:
             break
-        require(op.op_type in _UNARY | _BINARY | _MOVES, "{} comes before it, and no layer", op.op_type, at=op)
+        known = op.op_type in _UNARY | _BINARY | _MOVES or _shifts_units(op)
+        require(known, "{} comes before it, and no layer", op.op_type, at=op)
         path.append(op)
         value = _operand(op)
     argument, weight_axis, axis = layer
     path.reverse()
-    axes = tuple(_followed(path, axis))
     weight = op.inputs[argument]
+    require(weight.shape[weight_axis] != 1, "it is a single number", at=op)
+    axes = tuple(_followed(path, axis))
     rows = next((each.name for each in _holders(weight) if each.op_type == "gather"), None)
     return Head(op, argument, weight_axis, tuple(path), axes, output, rows)
+
+
+def _shifts_units(op: Operation) -> bool:
+    """Whether a reshape puts axes of length 1 elsewhere and nothing else."""
+    if op.op_type != "reshape" or constant(op.inputs["shape"]) is None:
+        return False
+    before, after = (
+        [dim for dim in shape_of(var) if is_symbolic(dim) or dim != 1] for var in (op.inputs["x"], op.outputs[0])
+    )
+    return before == after
 
 
 def _holders(weight: Var) -> Iterator[Operation]:
@@ -118,7 +141,8 @@ def _operand(op: Operation) -> Var:
     """The computed operand of an op that has one."""
     computed = [var for _, var in arguments(op) if not is_constant(var)]
     require(len(computed) == 1, "{} of {} computed values comes before it", op.op_type, len(computed), at=op)
-    require(len(computed[0].shape) == len(op.outputs[0].shape) or op.op_type in _MOVES, "it is enlarged", at=op)
+    moves = op.op_type in _MOVES or op.op_type == "reshape"
+    require(len(computed[0].shape) == len(op.outputs[0].shape) or moves, "it is enlarged", at=op)
     return computed[0]
 
 
@@ -132,6 +156,9 @@ def _followed(path: list[Operation], axis: int) -> Iterator[int]:
             given = axes_of(op, "axes")
             gone = [at for at, size in enumerate(op.inputs["x"].shape) if size == 1] if given is None else given
             axis -= sum(each < axis for each in gone)
+        elif op.op_type == "reshape":
+            long = [at for at, dim in enumerate(op.inputs["x"].shape) if dim != 1]
+            axis = [at for at, dim in enumerate(op.outputs[0].shape) if dim != 1][long.index(axis)]
         elif op.op_type == "expand_dims":
             for each in sorted(axes_of(op, "axes") or ()):
                 axis += each <= axis

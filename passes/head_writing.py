@@ -99,18 +99,20 @@ def _slice(op: Builder, head: Head, begin: int, size: int) -> Var:
     """The layer and what comes behind it, for ``size`` entries from ``begin``."""
     whole = head.size
     cut = Cut(head.weight_axis, begin, begin + size, whole)
-    layer = {name: var for name, var in head.op.inputs.items() if var is not None}
+    layer = dict(head.op.inputs)
     layer[head.argument] = reformed(op, head.weight, cut, f"{head.weight.name}_{begin}")
     if (bias := layer.get("bias")) is not None:
         layer["bias"] = _const_part(bias, 0, begin, size, whole)
     value = _again(op, head.op, layer, head.axes[0], size)
     for step, axis, after in zip(head.path, head.axes, head.axes[1:], strict=False):
-        inputs = {name: var for name, var in step.inputs.items() if var is not None}
+        inputs = dict(step.inputs)
         for name, var in inputs.items():
             if not isinstance(var, Var) or not is_constant(var):
                 inputs[name] = value
             elif name in ("x", "y"):
                 inputs[name] = _const_part(var, axis - len(step.outputs[0].shape), begin, size, whole)
+        if step.op_type == "reshape":
+            inputs["shape"] = np.where(np.arange(len(step.outputs[0].shape)) == after, size, constant(inputs["shape"]))
         value = _again(op, step, inputs, after, size)
     return value
 

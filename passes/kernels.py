@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from milopt.building import Builder
-from milopt.mil import Operation, Var, constant, flat, is_constant, types, weight_key
+from milopt.mil import Operation, Var, constant, flat, is_constant, shape_of, weight_key
 from milopt.package.making import hold
 from milopt.package.packing import pack, unpack
 from milopt.package.weights import Packed, packed_of
@@ -116,13 +116,13 @@ class _Carrier:
         assert producer is not None
         if producer not in self._made:
             self._made[producer] = self._compressed(producer, name)
-        return self._made[producer][var.op_output_idx or 0]
+        return self._made[producer][producer.outputs.index(var)]
 
     def _compressed(self, producer: Operation, name: str) -> tuple[Var, ...]:
         kinds = _PARTS.get(producer.op_type)
         require(kinds is not None, "its weight is {}, which is not known", producer.op_type, at=producer)
         assert kinds is not None
-        inputs: dict[str, Any] = {key: var for key, var in producer.inputs.items() if var is not None}
+        inputs: dict[str, Any] = dict(producer.inputs)
         packed = "shape" in inputs  # iOS16: bits in bytes, and the shape beside them
         if packed and self._reform.moves:
             return (self._repacked(producer, inputs, name),)
@@ -141,7 +141,7 @@ class _Carrier:
         elements: Array = unpack(constant(inputs[key]), bits, prod(sizes), signed=False).reshape(sizes)
         parts: dict[str, Any] = {**inputs, "shape": np.array(self._reform.shape(sizes), shape.dtype)}
         moved: Array = np.ascontiguousarray(self._reform(elements))
-        parts[key] = pack(moved.reshape(-1), bits)
+        parts[key] = pack(moved.ravel(), bits)
         if key == "mask":
             parts["nonzero_data"] = self._let_through(elements, constant(inputs["nonzero_data"]))
         made: Var = getattr(self._op, producer.op_type)(**parts, name=name)
@@ -254,15 +254,15 @@ _READING = frozenset({"shape", "axis", "vector_axis"})
 def key_of(weight: Var) -> object:
     """The same for two weights made of the same bytes in the same form, whatever their shapes; nothing is read."""
     if is_constant(weight):
-        if not types.is_tensor(weight.sym_type) or (box := packed_of(weight)) is None:
+        if (box := packed_of(weight)) is None:
             array: Array = np.asarray(constant(weight))
-            return weight_key(array) if array.ndim else ("number", array.dtype.str, array.tobytes())
+            return weight_key(array) if array.ndim else (array.dtype.str, array.tobytes())
         assert box.piece is not None
         return box.piece.key
     producer = weight.op
     assert producer is not None
-    parts = {key: var for key, var in producer.inputs.items() if var is not None and key not in _READING}
-    return (producer.op_type, weight.op_output_idx, tuple((key, key_of(parts[key])) for key in sorted(parts)))
+    parts = sorted(producer.inputs.keys() - _READING)
+    return (producer.op_type, weight.op_output_idx, tuple((key, key_of(producer.inputs[key])) for key in parts))
 
 
 def form_of(weight: Var, reform: Reform | None = None) -> object:
@@ -273,12 +273,11 @@ def form_of(weight: Var, reform: Reform | None = None) -> object:
     shape = tuple(int(size) for size in weight.shape)
     own = shape if reform is None else reform.shape(shape)
     producer = weight.op
-    if is_constant(weight) or producer is None or "shape" in producer.inputs:  # iOS16: parts without axes
+    assert producer is not None
+    if is_constant(weight) or "shape" in producer.inputs:  # iOS16: parts without axes
         return own
     kinds, parts = _PARTS.get(producer.op_type, {}), list[object]()
     for name, var in sorted(producer.inputs.items()):
-        if var is None:
-            continue
         if kinds.get(name) == "axis":
             axis = int(constant(var)) % weight.rank
             parts.append(axis if reform is None else reform.axis(axis))
@@ -289,26 +288,24 @@ def form_of(weight: Var, reform: Reform | None = None) -> object:
 
 def grain_of(weight: Var, axis: int) -> int:
     """The least number of channels on ``axis`` that a :class:`Cut` may begin or end at, and multiples of it."""
-    if is_constant(weight) or weight.op is None:
+    if is_constant(weight):
         return 1
+    assert weight.op is not None
     kinds = _PARTS.get(weight.op.op_type, {})
-    size, grain = int(weight.shape[axis]), 1
+    size, grains = int(weight.shape[axis]), list[int]()
     for key, var in weight.op.inputs.items():
-        if var is not None and kinds.get(key) == "shaped" and var.rank > axis and 1 < var.shape[axis] < size:
-            grain = lcm(grain, size // int(var.shape[axis]))
-        if var is not None and kinds.get(key) == "shaped":
-            grain = lcm(grain, grain_of(var, axis))
-    return grain
+        if kinds.get(key) == "shaped":
+            grains.append(grain_of(var, axis))
+            if var.rank > axis and 1 < var.shape[axis] < size:
+                grains.append(size // int(var.shape[axis]))
+    return lcm(*grains)
 
 
 def bytes_of(weight: Var) -> int:
     """The bytes that a package stores for a weight."""
     if is_constant(weight):
-        if (box := packed_of(weight)) is not None and box.piece is not None:
-            return box.piece.size
-        array: Array = np.asarray(constant(weight))
         element: Any = weight.dtype
-        return int(array.size * element.get_bitwidth() + 7) // 8 if array.ndim else 0
+        return (prod(shape_of(weight)) * element.get_bitwidth() + 7) // 8 if weight.rank else 0
     producer = weight.op
     assert producer is not None
-    return sum(bytes_of(var) for var in producer.inputs.values() if var is not None)
+    return sum(map(bytes_of, producer.inputs.values()))

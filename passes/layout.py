@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from milopt.errors import MiloptError, PassError
 from milopt.layout.forms import Layout, plan
-from milopt.layout.graphs import Choice
-from milopt.layout.regions import regions
-from milopt.layout.relations import OneByOne
-from milopt.mil import Function, Operation, is_symbolic
+from milopt.layout.relations import Tied
+from milopt.mil import Operation, is_symbolic
 from milopt.package import Model
-from milopt.passes.layout_reading import Reading, read
+from milopt.passes.layout_advice import moved_if_written_out
+from milopt.passes.layout_choice import Settled, settle
+from milopt.passes.layout_reading import Reading, read, read_free
 from milopt.passes.layout_writing import Writing
 from milopt.pipeline import Pass
 from milopt.reports import NoMatch, Report
+from milopt.signature import METADATA_KEY, CacheSignature
+from milopt.signature_layout import LAYOUT_KEY, LayoutSignature, Relaid
 
 __all__ = ["LayoutBc1s"]
 
@@ -30,7 +32,13 @@ class LayoutBc1s(Pass):
     fewest elements; it is a minimum of this model, which :mod:`milopt.layout` describes, and the report says by which
     method it was found. Each move that remains is among the report's misses, with its elements and its reason.
 
-    Inputs, outputs and states keep their layouts. A part of the program stays to the letter
+    With ``io="public"`` inputs, outputs and states keep their layouts. With ``"free"`` those of fixed shape get the
+    ones that the program uses them in, where that saves moves: states one for all functions, with all axes but the
+    first in another order, and so an input that an output is handed back as, such as ``past_x`` and ``present_x``.
+    Images keep theirs. The metadata ``milopt.layout`` say how each was and is, which :func:`milopt.compare` and
+    sessions know.
+
+    A part of the program stays to the letter
 
     1. where it has no 1x1 convolution;
     2. where no choice moves fewer elements than the transposes and reshapes that are there (but their spelling changes
@@ -50,6 +58,7 @@ class LayoutBc1s(Pass):
     )
 
     sequence: int = 64
+    io: Literal["public", "free"] = "public"
 
     def __post_init__(self) -> None:
         if self.sequence < 1:
@@ -57,65 +66,80 @@ class LayoutBc1s(Pass):
 
     def run(self, model: Model) -> Report:
         report = Report(self.name)
+        if self.io == "free" and (why := _not_free(model)):
+            report.decline(model.default_function, "", "{}: inputs, outputs and states keep their layouts", why)
+        elif self.io == "free":
+            _declare(
+                model, self._lay_out(model, read_free(model.functions, self.sequence, _kept(model)), report), report
+            )
+            return report
         for name, function in model.functions.items():
-            self._lay_out(name, function, report)
+            self._lay_out(model, {name: read(function, self.sequence)}, report)
         return report
 
-    def _lay_out(self, name: str, function: Function, report: Report) -> None:
-        reading = read(function, self.sequence)
-        report.tried += len(reading.moves)
+    def _lay_out(self, model: Model, readings: Mapping[str, Reading], report: Report) -> dict[str, list[Relaid]]:
+        """Lay out functions that are one graph; the inputs, outputs and states that have another layout then."""
+        report.tried += sum(len(each.moves) for each in readings.values())
+        first, graph = next(iter(readings)), next(iter(readings.values())).graph
         try:
-            choice = reading.graph.choose()
+            settled = settle([*readings.values()])
         except MiloptError as error:
-            report.decline(name, "", "{}", str(error))
-            return
-        old = [0.0] * len(reading.graph.tensors)
-        for op, elements in reading.moves.items():
-            old[reading.places[op.outputs[0]][0]] += elements
-        found = regions(reading.graph, choice.modes, old)
-        exposed = {tensor for node, tensor in _convolutions(reading) if _is_exposed(node)}
-        better = [
-            each
-            for each in found
-            if each.convolves and (each.after < each.before or exposed.intersection(each.tensors))
-        ]  # 1, 2
-        if not better:
-            return
-        touched = {tensor for each in better for tensor in each.tensors}
-        kept = [
-            mode if all(port.tensor in touched for port in relation.ports) else relation.original
-            for mode, relation in zip(choice.modes, reading.graph.relations, strict=True)
-        ]
-        try:
-            Writing(reading, kept, touched).write()
-        except NoMatch as why:
-            report.decline(name, why.at or "", why.text, *why.arguments)
-            return
-        self._tell(name, reading, Choice(kept, choice.cost, choice.methods), touched, report)
-        before, after = sum(each.before for each in better), sum(each.after for each in better)
-        how = ", ".join(choice.methods)
-        report.notes.append(f"{name}: {before:,.0f} elements moved are {after:,.0f} now, a minimum by {how}")
-        changed = sum(mode != each.original for mode, each in zip(kept, reading.graph.relations, strict=True))
+            report.decline(first, "", "{}", str(error))
+            return {}
+        if not settled.touched:
+            return {}
+        advice = [note for name in readings if (note := self._advice(model, name, settled.moved(graph), len(readings)))]
+        writings: dict[str, Writing] = {}
+        for name, reading in readings.items():
+            writings[name] = Writing(reading, settled.modes, settled.touched)
+            try:
+                writings[name].build()
+            except NoMatch as why:
+                report.decline(name, why.at or "", why.text, *why.arguments)
+                for other in list(writings.values())[:-1]:
+                    other.undo()
+                return {}
+        for name, reading in readings.items():
+            self._tell(name, reading, settled, report)
+            writings[name].put()
+        counts = f"{settled.before:,.0f} elements moved are {settled.after:,.0f} now"
+        report.notes.append(f"{', '.join(readings)}: {counts}, a minimum by {', '.join(settled.methods)}")
+        report.notes += advice
+        changed = sum(mode != each.original for mode, each in zip(settled.modes, graph.relations, strict=True))
         report.applied += max(changed, 1)
+        return {name: writing.relaid for name, writing in writings.items() if writing.relaid}
 
-    def _tell(self, name: str, reading: Reading, choice: Choice, touched: set[int], report: Report) -> None:
+    def _advice(self, model: Model, name: str, moved: int, functions: int) -> str | None:
+        """What writing attention out would save, where that can be said: of one function, in public layouts."""
+        if functions > 1 or self.io == "free":
+            return None
+        other = moved_if_written_out(model, name, self.sequence)
+        if other is None or other >= moved:
+            return None
+        return (
+            f"{name}: scaled_dot_product_attention takes and gives (..., S, D) only; decompose-sdpa before this pass "
+            f"would save {moved - other:,} of {moved:,} elements"
+        )
+
+    def _tell(self, name: str, reading: Reading, settled: Settled, report: Report) -> None:
         """Note each move that remains, what it costs, and which ops it stands between."""
-        graph = reading.graph
-        for tensor, start, end, users in graph.moves(choice.modes):
+        graph, own = reading.graph, {tensor for tensor, _ in reading.places.values()}
+        for tensor, start, end, users in graph.moves(settled.modes):
             elements = graph.move(tensor, start, end)
-            if tensor not in touched or elements < 1:
+            if tensor not in settled.touched.intersection(own) or elements < 1:
                 continue
             producer = graph.tensors[tensor].producer
             assert producer is not None
             maker = reading.nodes[producer[0]].op
+            where = maker or _first_of(reading, tensor)
             kinds = dict.fromkeys(_kind(reading, user) for user in users)
             report.decline(
                 name,
-                maker or _input_of(reading, tensor),
+                where,
                 "{:,.0f} elements move by {}: {} makes {}, {} needs {}",
                 elements,
                 " and ".join(step.kind for step in plan(start, end)),
-                maker.op_type if maker is not None else "an input",
+                _maker(where),
                 _shape(reading, tensor, start),
                 " and ".join(kinds),
                 _shape(reading, tensor, end),
@@ -123,32 +147,62 @@ class LayoutBc1s(Pass):
             )
 
 
-def _convolutions(reading: Reading) -> Iterator[tuple[Operation, int]]:
-    """The 1x1 convolutions, with the tensors they read."""
-    for node, relation in zip(reading.nodes, reading.graph.relations, strict=True):
-        if isinstance(relation, OneByOne) and node.op is not None:
-            yield node.op, relation.ports[0].tensor
-
-
-def _is_exposed(conv: Operation) -> bool:
-    """Whether it is fed as ``common::compose_conv1d`` looks for: by expand_dims of rank 3, perhaps transposed."""
-    maker = conv.inputs["x"].op
-    turned = maker is not None and maker.op_type == "transpose"
-    if maker is not None and turned:
-        maker = maker.inputs["x"].op
-    if maker is None or maker.op_type != "expand_dims" or maker.inputs["x"].rank != 3:
-        return False
-    following = "transpose" if turned else "squeeze"
-    return any(user.op_type == following for user in conv.outputs[0].child_ops)
-
-
 def _kind(reading: Reading, number: int | None) -> str:
     op = None if number is None else reading.nodes[number].op
+    if number is not None and op is None:
+        tied = isinstance(reading.graph.relations[number], Tied)
+        return "a state" if tied and any(each.relation == number for each in reading.accesses.values()) else "an output"
     return "an output" if op is None else op.op_type
 
 
-def _input_of(reading: Reading, tensor: int) -> Any:
+def _first_of(reading: Reading, tensor: int) -> Any:
     return next(var for var, (number, _) in reading.places.items() if number == tensor)
+
+
+def _maker(where: Any) -> str:
+    if isinstance(where, Operation):
+        return where.op_type
+    return "an input" if where.op is None else "a state"
+
+
+def _not_free(model: Model) -> str | None:
+    """Why a model's inputs, outputs and states can't change."""
+    if model.aside:
+        return "the pass runs on some functions only"
+    if LAYOUT_KEY in model.metadata:
+        return "some have other layouts already"
+    cache = CacheSignature.from_metadata(model.metadata)
+    joined = cache is not None and (cache.stacked or cache.combined)
+    return "several tensors of the cache are one" if joined else None
+
+
+def _kept(model: Model) -> dict[str, frozenset[str]]:
+    """The names of images, by function: their layout is Core ML's."""
+    if model.description is None:
+        return {}
+    sections: dict[str, Any] = {each.name: each for each in model.description.functions}
+    sections.setdefault(model.default_function, model.description)
+    return {
+        name: frozenset(
+            each.name for each in (*section.input, *section.output) if each.type.WhichOneof("Type") != "multiArrayType"
+        )
+        for name, section in sections.items()
+    }
+
+
+def _declare(model: Model, relaid: Mapping[str, list[Relaid]], report: Report) -> None:
+    """Say in the metadata what is laid out otherwise."""
+    if not relaid:
+        return
+    signature = LayoutSignature({name: tuple(several) for name, several in relaid.items()})
+    cache = CacheSignature.from_metadata(model.metadata)
+    if cache is not None:
+        model.metadata[METADATA_KEY] = signature.stored_cache(cache).to_json()
+    model.metadata[LAYOUT_KEY] = signature.to_json()
+    for name, several in relaid.items():
+        for each in several:
+            before, after = (" x ".join(map(str, shape)) for shape in (each.public, each.stored))
+            report.notes.append(f"{name}: {each.name} is {after}, no longer {before}")
 
 
 def _shape(reading: Reading, tensor: int, layout: Layout) -> str:

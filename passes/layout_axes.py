@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from math import isqrt
 from typing import Any
 
 from milopt.mil import Operation, Var, constant, is_symbolic, shape_of
@@ -13,7 +14,14 @@ __all__ = ["MOVES", "Axes", "Numbering", "moved"]
 MOVES = frozenset({"transpose", "reshape", "expand_dims", "squeeze"})
 
 # Symbols count as primes that no dimension has as a factor, so that 2·s is told from 3·s and from 64.
-_PRIMES = (2147483629, 2147483587, 2147483579, 2147483563, 2147483549, 2147483543, 2147483497, 2147483489)
+_FIRST = (1 << 31) - 1
+
+
+def _prime_below(number: int) -> int:
+    while True:
+        number -= 2
+        if all(number % factor for factor in range(3, isqrt(number) + 1, 2)):
+            return number
 
 
 class Numbering:
@@ -27,13 +35,14 @@ class Numbering:
         if not is_symbolic(dim):
             return int(dim)
         factor, symbol = dim.as_coeff_Mul()
+        if not factor.is_Integer:
+            factor, symbol = 1, dim
         prime = self._primes.get(str(symbol))
         if prime is None:
-            count = len(self._primes)
-            prime = _PRIMES[count] if count < len(_PRIMES) else _PRIMES[0] + 2 * count
+            prime = _prime_below(min(self.symbols, default=_FIRST))
             self._primes[str(symbol)] = prime
             self.symbols[prime] = symbol
-        return int(factor) * prime if factor.is_Integer else prime
+        return int(factor) * prime
 
     def shape(self, var: Var) -> tuple[int, ...]:
         return tuple(map(self.number, shape_of(var)))

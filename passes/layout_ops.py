@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from milopt.axes import axes_of
 from milopt.mil import Operation, Var, constant, dtype_name, flat, is_constant, is_symbolic, shape_of
 
-__all__ = ["ENTRIES", "Entry", "Place", "Spec"]
+__all__ = ["ENTRIES", "Entry", "Indices", "Keys", "Place", "Spec"]
 
 Keys = tuple["int | None", ...]
 """The axes of a value by what they are in the op: a number for each, ``None`` for one that has length 1 here."""
@@ -27,6 +28,7 @@ class Spec:
 
     ``whole`` keys are axes that the op works along: they stay alone, and may have another length at each value.
     ``drops`` are those that results lack. ``constants`` are operands written in the program, which take any layout.
+    ``vectors`` are operands that say where, a number for each axis. Operands that broadcast may lack unit axes.
     """
 
     operands: tuple[tuple[Var, Keys], ...]
@@ -37,6 +39,8 @@ class Spec:
     kind: str = "along"
     channel: int | None = None
     product: tuple[int, int, int] = (0, 0, 0)
+    vectors: tuple[Var, ...] = ()
+    broadcasts: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,13 @@ class Place:
     at: Mapping[int, int] = field(default_factory=dict[int, int])
     dropped: tuple[int, ...] = ()
     shape: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Indices:
+    """An int32 vector: a number for each axis, or a value of shape (1,) that is only known when the program runs."""
+
+    entries: tuple[int | Var, ...]
 
 
 Build = Callable[[Operation, Spec, Place], dict[str, Any]]
@@ -70,7 +81,7 @@ def _aligned(var: Var, shape: Sequence[Any]) -> Keys | None:
     offset = len(shape) - len(own)
     keys: list[int | None] = []
     for at, dim in enumerate(own):
-        if not is_symbolic(dim) and dim == 1:
+        if dim == 1:
             keys.append(None)
         elif dim == shape[offset + at]:
             keys.append(offset + at)
@@ -80,25 +91,22 @@ def _aligned(var: Var, shape: Sequence[Any]) -> Keys | None:
 
 
 def _own(var: Var) -> Keys:
-    return tuple(None if not is_symbolic(dim) and dim == 1 else at for at, dim in enumerate(shape_of(var)))
+    return tuple(None if dim == 1 else at for at, dim in enumerate(shape_of(var)))
 
 
-def _elementwise(*names: str) -> Callable[[Operation], Spec | None]:
-    def read(op: Operation) -> Spec | None:
-        result = op.outputs[0]
-        shape = shape_of(result)
-        operands: list[tuple[Var, Keys]] = []
-        constants: list[tuple[Var, Keys]] = []
-        for var in _tensors(op, *names):
-            keys = _aligned(var, shape)
-            if keys is None:
-                return None
-            (constants if is_constant(var) else operands).append((var, keys))
-        if not operands:
+def _elementwise(names: Sequence[str], op: Operation) -> Spec | None:
+    result = op.outputs[0]
+    shape = shape_of(result)
+    operands: list[tuple[Var, Keys]] = []
+    constants: list[tuple[Var, Keys]] = []
+    for var in _tensors(op, *names):
+        keys = _aligned(var, shape)
+        if keys is None:
             return None
-        return Spec(tuple(operands), ((result, _own(result)),), constants=tuple(constants))
-
-    return read
+        (constants if is_constant(var) else operands).append((var, keys))
+    if not operands:
+        return None
+    return Spec(tuple(operands), ((result, _own(result)),), constants=tuple(constants), broadcasts=True)
 
 
 def _positive(op: Operation, name: str = "axis") -> int | None:
@@ -154,7 +162,7 @@ def _reverse(op: Operation) -> Spec | None:
 
 def _norm(op: Operation) -> Spec | None:
     x, y = op.inputs["x"], op.outputs[0]
-    axes = axes_of(op, "axes") if op.inputs.get("axes") is not None else None
+    axes = axes_of(op, "axes")
     keys = _own(x)
     weights = [op.inputs.get(name) for name in ("gamma", "beta")]
     if axes is None or len(axes) != 1 or keys[axes[0]] is None:
@@ -182,7 +190,7 @@ def _typed(op: Operation, name: str, like: str = "x") -> dict[str, Any]:
 def _concat(op: Operation) -> Spec | None:
     values, result = flat(op.inputs["values"]), op.outputs[0]
     axis = _positive(op)
-    if axis is None or constant(op.inputs.get("interleave")) or any(map(is_constant, values)) or result.rank == 0:
+    if axis is None or constant(op.inputs.get("interleave")) or any(map(is_constant, values)):
         return None
     keys = _own(result)
     if keys[axis] is None:
@@ -244,7 +252,7 @@ def _slice(op: Operation) -> Spec | None:
             return None
         if not plain:
             whole.add(at)
-        kept.append(None if not is_symbolic(size) and size == 1 else at)
+        kept.append(None if size == 1 else at)
     return Spec(((x, keys),), ((y, tuple(kept)),), whole=frozenset(whole))
 
 
@@ -259,7 +267,9 @@ def _slice_attributes(op: Operation, spec: Spec, place: Place) -> dict[str, Any]
     parts = _slice_parts(op)
     assert parts is not None
     begin, end = np.zeros(place.rank, np.int32), np.zeros(place.rank, np.int32)
-    stride, masks = np.ones(place.rank, np.int32), np.ones((2, place.rank), bool)
+    stride, masks = np.ones(place.rank, np.int32), np.zeros((2, place.rank), bool)
+    for at, dim in enumerate(place.shape):
+        end[at], masks[1, at] = (0, True) if is_symbolic(dim) else (dim, False)
     for key in spec.whole:
         at = place.at[key]
         masks[:, at] = parts["begin_mask"][key], parts["end_mask"][key]
@@ -268,11 +278,9 @@ def _slice_attributes(op: Operation, spec: Spec, place: Place) -> dict[str, Any]
             masks[:, at] = False
             end[at] = begin[at] + 1 if begin[at] != -1 else 0
             masks[1, at] = begin[at] == -1
-    for at, dim in enumerate(place.shape):
-        if masks[1, at] and not is_symbolic(dim):
-            end[at] = dim
-    given = {"begin": begin, "end": end, "stride": stride, "squeeze_mask": None}
-    return {**given, "begin_mask": masks[0], "end_mask": masks[1]}
+    names = {"stride": stride if np.any(stride != 1) else None, "squeeze_mask": None}
+    names |= {name: mask if mask.any() else None for name, mask in zip(("begin_mask", "end_mask"), masks, strict=True)}
+    return {"begin": begin, "end": end, **names}
 
 
 def _slice_by_size(op: Operation) -> Spec | None:
@@ -294,6 +302,63 @@ def _size_attributes(op: Operation, spec: Spec, place: Place) -> dict[str, Any]:
         begin[place.at[key]] = constant(op.inputs["begin"])[key]
         size[place.at[key]] = constant(op.inputs["size"])[key]
     return {"begin": begin, "size": size}
+
+
+def _entries(vector: Var | None) -> tuple[int | Var, ...] | None:
+    """The numbers of an index vector, be it a constant or joined of constants and single values."""
+    known = constant(vector)
+    if known is not None:
+        return tuple(int(each) for each in np.asarray(known).ravel())
+    maker = None if vector is None else vector.op
+    if maker is None or maker.op_type != "concat" or constant(maker.inputs.get("interleave")):
+        return None
+    found: list[int | Var] = []
+    for value in flat(maker.inputs["values"]):
+        numbers = constant(value)
+        if numbers is not None:
+            found += [int(each) for each in numbers]
+        elif shape_of(value) == (1,) and dtype_name(value) == "int32":
+            found.append(value)
+        else:
+            return None
+    return tuple(found)
+
+
+def _update(op: Operation) -> Spec | None:
+    """``slice_update`` in the slots of whole axes: nothing but begin and end is said of where."""
+    x, update, result = op.inputs["x"], op.inputs["update"], op.outputs[0]
+    begin, end = (op.inputs[name] for name in ("begin", "end"))
+    first, last = _entries(begin), _entries(end)
+    more = [constant(op.inputs.get(name)) for name in ("begin_mask", "end_mask", "squeeze_mask")]
+    stride = constant(op.inputs.get("stride"))
+    if first is None or last is None or any(each is not None and np.any(each) for each in more):
+        return None
+    if (stride is not None and np.any(stride != 1)) or any(is_symbolic(dim) for dim in shape_of(x)):
+        return None
+    keys, own = _own(x), _own(update)
+    if update.rank != x.rank or not len(first) == len(last) == x.rank:
+        return None
+    whole: set[int] = set()
+    for at, (low, high, dim) in enumerate(zip(first, last, shape_of(x), strict=True)):
+        if isinstance(low, int) and isinstance(high, int) and (low, high) == (0, dim):
+            continue
+        if keys[at] is None:
+            return None
+        whole.add(at)
+    vectors = tuple(var for var in (begin, end) if not is_constant(var))
+    return Spec(((x, keys), (update, own)), ((result, keys),), whole=frozenset(whole), vectors=vectors)
+
+
+def _update_attributes(op: Operation, spec: Spec, place: Place) -> dict[str, Any]:
+    first, last = _entries(op.inputs["begin"]), _entries(op.inputs["end"])
+    assert first is not None
+    assert last is not None
+    begin: list[int | Var] = [0] * place.rank
+    end: list[int | Var] = [int(dim) for dim in place.shape]
+    for key in spec.whole:
+        begin[place.at[key]], end[place.at[key]] = first[key], last[key]
+    unsaid = dict.fromkeys(("stride", "begin_mask", "end_mask", "squeeze_mask"))
+    return {"begin": Indices(tuple(begin)), "end": Indices(tuple(end)), **unsaid}
 
 
 def _pad(op: Operation) -> Spec | None:
@@ -352,6 +417,15 @@ def _conv(op: Operation) -> Spec | None:
     return Spec(((x, operand),), ((y, result),), whole=frozenset({1}), kind="conv", channel=1)
 
 
+def _linear(op: Operation) -> Spec | None:
+    x, y, weight = op.inputs["x"], op.outputs[0], op.inputs["weight"]
+    if weight.op is None or not (is_constant(weight) or weight.op.op_type.startswith("constexpr_")) or x.rank < 2:
+        return None
+    last = x.rank - 1
+    keys = (*_own(x)[:-1], last)
+    return Spec(((x, keys),), ((y, keys),), whole=frozenset({last}), kind="linear", channel=last)
+
+
 def _matmul(op: Operation) -> Spec | None:
     x, y, result = op.inputs["x"], op.inputs["y"], op.outputs[0]
     if is_constant(x) or is_constant(y) or x is y or x.rank < 2 or y.rank < 2 or result.rank < 2:
@@ -366,7 +440,7 @@ def _matmul(op: Operation) -> Spec | None:
         dims = shape_of(var)
         offset = rank - len(dims)
         for at, dim in enumerate(dims[:-2]):
-            if not is_symbolic(dim) and dim == 1:
+            if dim == 1:
                 batch.append(None)
             elif dim == shape[offset + at]:
                 batch.append(offset + at)
@@ -375,7 +449,7 @@ def _matmul(op: Operation) -> Spec | None:
         pair = [own, inner] if first else [inner, own]
         if turn:
             pair.reverse()
-        last = [None if not is_symbolic(dim) and dim == 1 else key for key, dim in zip(pair, dims[-2:], strict=True)]
+        last = [None if dim == 1 else key for key, dim in zip(pair, dims[-2:], strict=True)]
         keys.append((*batch, *last))
     if inner not in keys[0] or inner not in keys[1]:
         return None
@@ -399,9 +473,9 @@ def _drop_axes(op: Operation, spec: Spec, place: Place) -> dict[str, Any]:
 
 
 ENTRIES: dict[str, Entry] = {
-    **dict.fromkeys(_UNARY.split(), Entry(_elementwise("x"))),
-    **dict.fromkeys(_BINARY.split(), Entry(_elementwise("x", "y"))),
-    "select": Entry(_elementwise("cond", "a", "b")),
+    **dict.fromkeys(_UNARY.split(), Entry(partial(_elementwise, ("x",)))),
+    **dict.fromkeys(_BINARY.split(), Entry(partial(_elementwise, ("x", "y")))),
+    "select": Entry(partial(_elementwise, ("cond", "a", "b"))),
     **{f"reduce_{name}": Entry(_reduction, _drop_axes) for name in _REDUCTIONS.split()},
     **dict.fromkeys(
         ("reduce_argmax", "reduce_argmin"),
@@ -413,9 +487,11 @@ ENTRIES: dict[str, Entry] = {
     "concat": Entry(_concat, _axis),
     "split": Entry(_split, _axis),
     "slice_by_index": Entry(_slice, _slice_attributes),
+    "slice_update": Entry(_update, _update_attributes),
     "slice_by_size": Entry(_slice_by_size, _size_attributes),
     "pad": Entry(_pad, _pad_attributes),
     "tile": Entry(_tile, _tile_attributes),
     "conv": Entry(_conv),
+    "linear": Entry(_linear),
     "matmul": Entry(_matmul, lambda op, spec, place: {}),
 }

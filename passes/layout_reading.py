@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from milopt.layout.forms import OP, Layout
 from milopt.layout.graphs import Graph
-from milopt.layout.relations import Along, Fixed, OneByOne, Port, Product, Relation
+from milopt.layout.relations import Along, Fixed, Free, OneByOne, OnRows, Port, Product, Relation, Tied
 from milopt.mil import (
     Function,
     Operation,
@@ -17,13 +18,15 @@ from milopt.mil import (
     is_constant,
     is_output,
     is_state,
+    is_symbolic,
     operations,
+    shape_of,
     types,
 )
 from milopt.passes.layout_axes import MOVES, Axes, moved, segments
 from milopt.passes.layout_ops import ENTRIES, Keys, Spec
 
-__all__ = ["Node", "Reading", "read"]
+__all__ = ["Edge", "Node", "Reading", "read", "read_free"]
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,22 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Edge:
+    """Where a value goes into the program or leaves it: a relation, and its ports at which the value is."""
+
+    relation: int
+    port: int
+    other: int = -1
+
+
+@dataclass(frozen=True)
 class Reading:
     """A function as a graph. ``places`` says of each value which tensor it is, in which layout.
 
     ``dims`` are the pieces of each tensor as the program has them: numbers, or symbols; ``moves`` the movement ops
-    that the graph leaves out, with the elements that each moves.
+    that the graph leaves out, with the elements that each moves. ``inputs`` and ``outputs`` are those that may take
+    other layouts, and ``accesses`` the ops that read and write such states: ``port`` is their result, ``other`` the
+    value written.
     """
 
     function: Function
@@ -51,6 +65,9 @@ class Reading:
     places: dict[Var, tuple[int, Layout]]
     dims: list[tuple[Any, ...]]
     moves: dict[Operation, float]
+    inputs: dict[Var, Edge] = field(default_factory=dict[Var, Edge])
+    outputs: dict[Var, Edge] = field(default_factory=dict[Var, Edge])
+    accesses: dict[Operation, Edge] = field(default_factory=dict[Operation, Edge])
 
 
 def read(function: Function, sequence: int) -> Reading:
@@ -58,20 +75,139 @@ def read(function: Function, sequence: int) -> Reading:
     return _Reader(function, sequence).read()
 
 
+def read_free(
+    functions: Mapping[str, Function], sequence: int, kept: Mapping[str, frozenset[str]]
+) -> dict[str, Reading]:
+    """Functions as one graph in which inputs, outputs and states may take other layouts, but those ``kept``, by name.
+
+    A state has one layout in all functions. So have ``past_x`` and ``present_x``, and an input with the output that is
+    a concat of it, since what comes out as one goes in as the other.
+    """
+    shared = _Shared(functions, kept)
+    readers: list[_Reader] = []
+    readings: dict[str, Reading] = {}
+    for name, function in functions.items():
+        fixed = kept.get(name, frozenset()) | shared.pinned
+        readers.append(_Reader(function, sequence, shared, fixed, readers[0] if readers else None))
+        readings[name] = readers[-1].read()
+    for tie in shared.ties.values():
+        tie.close(readers[0])
+    return readings
+
+
+def _is_loose(var: Var, kept: frozenset[str]) -> bool:
+    """Whether the outside may be asked to take or give it otherwise."""
+    shape = shape_of(var)
+    return var.name not in kept and not any(map(is_symbolic, shape)) and sum(dim > 1 for dim in shape) > 1
+
+
+_ACCESSES = ("read_state", "coreml_update_state")
+
+
+@dataclass
+class _Tie:
+    """What becomes one :class:`Tied` relation: ports of values that come from outside and of values that go there."""
+
+    given: list[Port] = field(default_factory=list[Port])
+    made: list[Port] = field(default_factory=list[Port])
+    entries: list[tuple[dict[Any, Edge], Any, int, int]] = field(
+        default_factory=list["tuple[dict[Any, Edge], Any, int, int]"]
+    )
+
+    def add(self, held: dict[Any, Edge], key: Any, given: Port | None = None, made: Port | None = None) -> None:
+        """``given`` is an operand (what is written, or an output), ``made`` a result (what is read, or an input)."""
+        self.entries.append(
+            (held, key, -1 if made is None else len(self.made), -1 if given is None else len(self.given))
+        )
+        self.given += [] if given is None else [given]
+        self.made += [] if made is None else [made]
+
+    def close(self, reader: _Reader) -> None:
+        number = reader.graph.relate(Tied((*self.given, *self.made)), len(self.given))
+        reader.nodes.append(Node(None, None))
+        for held, key, made, given in self.entries:
+            result = made + len(self.given) if made >= 0 else given
+            held[key] = Edge(number, result, given if made >= 0 else -1)
+
+
+class _Shared:
+    """What functions have in common: states, and caches that go in and come out."""
+
+    def __init__(self, functions: Mapping[str, Function], kept: Mapping[str, frozenset[str]]) -> None:
+        self.ties: dict[str, _Tie] = {}
+        refused = {
+            var.name
+            for name, function in functions.items()
+            for var in function.inputs.values()
+            if is_state(var) and not (_is_accessed(var, function) and _is_loose(var, kept.get(name, frozenset())))
+        }
+        self.states = {
+            var.name
+            for function in functions.values()
+            for var in function.inputs.values()
+            if is_state(var) and var.name not in refused
+        }
+        pairs = [
+            (past, present, kept.get(name, frozenset()))
+            for name, function in functions.items()
+            for past, present in _pasts(function)
+        ]
+        tight = {past.name for past, present, own in pairs if not (_is_loose(past, own) and _is_loose(present, own))}
+        self.partners = {past.name: present.name for past, present, _ in pairs if past.name not in tight}
+        self.pinned = frozenset(each.name for pair in pairs if pair[0].name in tight for each in pair[:2])
+
+    def tie(self, name: str) -> _Tie:
+        return self.ties.setdefault(name, _Tie())
+
+
+def _is_accessed(state: Var, function: Function) -> bool:
+    """Whether the state is only read, and written with values that the program computes, and not in a nested block."""
+    return all(
+        user.op_type in _ACCESSES
+        and user.enclosing_block is function
+        and (user.op_type == "read_state" or not is_constant(user.inputs["value"]))
+        for user in state.child_ops
+    )
+
+
+def _pasts(function: Function) -> Iterator[tuple[Var, Var]]:
+    """Inputs with the outputs that hold them and more."""
+    outputs = {var.name: var for var in function.outputs}
+    for name, var in function.inputs.items():
+        present = outputs.get(name.replace("past_", "present_", 1)) if name.startswith("past_") else None
+        joined = (op.outputs[0] for op in var.child_ops if op.op_type == "concat" and is_output(op.outputs[0]))
+        present = present or next(joined, None)
+        if present is not None and present.rank == var.rank:
+            yield var, present
+
+
 class _Reader:
-    def __init__(self, function: Function, sequence: int) -> None:
+    def __init__(
+        self,
+        function: Function,
+        sequence: int,
+        shared: _Shared | None = None,
+        kept: frozenset[str] = frozenset(),
+        first: _Reader | None = None,
+    ) -> None:
         self.function = function
         self.sequence = sequence
+        self.shared = shared
+        self.kept = kept
         self.axes = Axes()
-        self.sizes: dict[int, list[int]] = {}
         self.specs: dict[Operation, Spec] = {}
-        self.graph = Graph()
-        self.nodes: list[Node] = []
+        self.graph: Graph = Graph() if first is None else first.graph
+        self.nodes: list[Node] = [] if first is None else first.nodes
+        self.dims: list[tuple[Any, ...]] = [] if first is None else first.dims
+        self.sizes: dict[int, list[int]] = {} if first is None else first.sizes
         self.places: dict[Var, tuple[int, Layout]] = {}
-        self.dims: list[tuple[Any, ...]] = []
         self.moves: dict[Operation, float] = {}
+        self.inputs: dict[Var, Edge] = {}
+        self.outputs: dict[Var, Edge] = {}
+        self.accesses: dict[Operation, Edge] = {}
 
     def read(self) -> Reading:
+        self._unite_accesses()
         for op in self.function.operations:
             if op.op_type == "const":
                 continue
@@ -83,15 +219,73 @@ class _Reader:
         self.axes.settle()
         for var in self.function.inputs.values():
             if _is_tensor(var):
-                self.graph.relate(Fixed((self._new(var),)), 0)
-                self.nodes.append(Node(None, None))
+                self._add_input(var)
         for op in self.function.operations:
             if op.op_type != "const":
                 self._add(op)
         for var, (tensor, layout) in self.places.items():
-            if is_output(var):
+            if is_output(var) and not self._frees(var):
                 self.graph.tensors[tensor].wanted.add(layout)
-        return Reading(self.function, self.graph, self.nodes, self.places, self.dims, self.moves)
+        return Reading(
+            self.function,
+            self.graph,
+            self.nodes,
+            self.places,
+            self.dims,
+            self.moves,
+            self.inputs,
+            self.outputs,
+            self.accesses,
+        )
+
+    def _unite_accesses(self) -> None:
+        """What is read of a state and what is written to it are cut alike."""
+        for var in self.function.inputs.values():
+            if self.shared is None or not is_state(var) or var.name not in self.shared.states:
+                continue
+            values = [user.outputs[0] for user in var.child_ops]
+            values += [user.inputs["value"] for user in var.child_ops if user.op_type == "coreml_update_state"]
+            for at in range(values[0].rank if values else 0):
+                self.axes.unite((value, at) for value in values)
+
+    def _add_input(self, var: Var) -> None:
+        port = self._new(var)
+        if self.shared is None or is_output(var) or not _is_loose(var, self.kept):
+            self._relate_alone(Fixed((port,)), 0)
+        elif var.name in self.shared.partners:
+            self.shared.tie(var.name).add(self.inputs, var, made=port)
+        else:
+            self.inputs[var] = Edge(self._relate_alone(Free((port,)), 0), 0)
+
+    def _frees(self, var: Var) -> bool:
+        """Let an output take any layout, if it may."""
+        if self.shared is None or var not in self.function.outputs:
+            return False
+        if var.op is None or not _is_loose(var, self.kept):
+            return False
+        past = next((past for past, present in self.shared.partners.items() if present == var.name), None)
+        if past is None:
+            self.outputs[var] = Edge(self._relate_alone(Free((self._port(var),)), 1), 0)
+        elif past in self.shared.ties:
+            self.shared.tie(past).add(self.outputs, var, given=self._port(var))
+        else:
+            return False
+        return True
+
+    def _relate_alone(self, relation: Relation, operands: int) -> int:
+        self.nodes.append(Node(None, None))
+        return self.graph.relate(relation, operands)
+
+    def _add_access(self, op: Operation) -> bool:
+        """Let what is read of a state or written to it be one of its tied values."""
+        if self.shared is None or op.op_type not in _ACCESSES:
+            return False
+        state: Var = op.inputs["input" if op.op_type == "read_state" else "state"]
+        if state.name not in self.shared.states:
+            return False
+        given = self._port(op.inputs["value"]) if op.op_type == "coreml_update_state" else None
+        self.shared.tie(state.name).add(self.accesses, op, given=given, made=self._new(op.outputs[0]))
+        return True
 
     def _spec(self, op: Operation) -> Spec | None:
         entry = ENTRIES.get(op.op_type)
@@ -106,7 +300,7 @@ class _Reader:
         known = {var for var, _ in spec.operands}
         if any(map(is_constant, known)):
             return None
-        others = [var for var in inputs if var not in known]
+        others = [var for var in inputs if var not in known and var not in spec.vectors]
         # a compressed weight is as constant as any other
         if any(var.op is None or not var.op.op_type.startswith("constexpr_") for var in others):
             return None
@@ -159,6 +353,8 @@ class _Reader:
                 self.places[op.outputs[0]] = (tensor, after)
                 self.moves[op] = self._moved(op, tensor) + OP
                 return
+        if self._add_access(op):
+            return
         spec = self.specs.get(op)
         inputs = [var for _, var in arguments(op) if var in self.places]
         for inner in (each for block in op.blocks for each in operations(block)):
@@ -167,6 +363,9 @@ class _Reader:
         ports = [self._port(var) for var in dict.fromkeys([*inputs, *inner_outputs])] if spec is None else []
         if spec is not None:
             self._relate(op, spec)
+            vectors = tuple(self._port(var) for var in spec.vectors if var in self.places)
+            if vectors:
+                self._relate_alone(Fixed(vectors), len(vectors))
             return
         results = [self._new(var) for var in op.outputs if _is_tensor(var)]
         self.graph.relate(Fixed((*ports, *results)), len(ports))
@@ -209,11 +408,17 @@ class _Reader:
             return Port(port.tensor, port.home, groups)
 
         ports = tuple(labelled(port, keys) for port, keys in (*given, *made))
-        self.graph.relate(_relation(spec, ports, labels), len(given))
+        symbols = self.axes.numbering.symbols
+        unknown = frozenset(
+            label for label, size in sizes.items() if any(size % prime == 0 for prime in symbols if size)
+        )
+        self.graph.relate(_relation(spec, ports, labels, unknown), len(given))
         self.nodes.append(Node(op, spec, labels, sizes, dict(op.inputs)))
 
 
-def _relation(spec: Spec, ports: tuple[Port, ...], labels: dict[int, tuple[int, ...]]) -> Relation:
+def _relation(
+    spec: Spec, ports: tuple[Port, ...], labels: dict[int, tuple[int, ...]], unknown: frozenset[int]
+) -> Relation:
     everything = frozenset(label for each in labels.values() for label in each)
 
     def of(keys: frozenset[int]) -> frozenset[int]:
@@ -224,12 +429,17 @@ def _relation(spec: Spec, ports: tuple[Port, ...], labels: dict[int, tuple[int, 
         return Product(ports, inner, rows, columns)
     settings: dict[str, Any] = {
         "operands": len(spec.operands),
+        "broadcasts": spec.broadcasts,
+        "constants": tuple(of(frozenset(key for key in keys if key is not None)) for _, keys in spec.constants),
+        "unknown": unknown,
         "whole": of(spec.whole),
         "drops": of(spec.drops),
         "labels": everything,
     }
     if spec.channel is not None:
         channel = labels[spec.channel][0]
+        if spec.kind == "linear":  # constraint L20: of rank 3 at most, but for those that are there
+            return OnRows(ports, **settings, channel=channel, rank=max(3, len(ports[0].home)))
         return OneByOne(ports, **settings, channel=channel, batch=_batch(ports[0]), rank=len(ports[0].home))
     return Along(ports, **settings)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
@@ -14,28 +15,38 @@ from milopt.layout.relations import Mode, Product, Template
 from milopt.mil import (
     Operation,
     Var,
+    add_input,
     arguments,
     constant,
+    dtype_name,
     is_output,
+    is_removed,
     is_symbolic,
     operations,
     refine_shape,
     remove_if_dead,
+    remove_input,
+    replace_input,
     replace_uses,
     shape_of,
     value_names,
 )
 from milopt.mil import flat as flattened
-from milopt.passes.layout_ops import ENTRIES, Keys, Place
-from milopt.passes.layout_reading import Node, Reading
+from milopt.passes.layout_ops import ENTRIES, Indices, Keys, Place
+from milopt.passes.layout_reading import Edge, Node, Reading
+from milopt.reports import require
+from milopt.signature_layout import Relaid
 
 __all__ = ["Writing"]
 
 
 class Writing:
-    """Rebuilds the ops of a function whose mode is not their original one, and the moves of the ``touched`` tensors."""
+    """Rebuilds the ops of a function whose mode is not their original one, and the moves of the ``touched`` tensors.
 
-    def __init__(self, reading: Reading, modes: Sequence[Mode], touched: set[int]) -> None:
+    ``relaid`` are the inputs, outputs and states that have another layout then.
+    """
+
+    def __init__(self, reading: Reading, modes: Sequence[Mode], touched: AbstractSet[int]) -> None:
         self.reading = reading
         self.modes = modes
         self.touched = touched
@@ -44,40 +55,76 @@ class Writing:
         self._taken: set[str] = set()
         self._constants: dict[tuple[Any, ...], Var] = {}
         self._builders: list[Builder] = []
+        self._vectors: dict[tuple[Any, ...], Var] = {}
         self._uses: dict[Var, Var] = {}
         self._outputs: dict[Var, Var] = {}
+        # outputs in another layout, and new inputs and states by the old ones
+        self._others: dict[Var, Var] = {}
+        self._inputs: dict[Var, Var] = {}
+        self._old: list[Operation] = []
+        self.relaid: list[Relaid] = []
 
     def write(self) -> None:
-        """Rewrite the function. NoMatch where MIL refuses an op; the function is then as it was."""
+        """Rewrite the function: :meth:`build`, and :meth:`put`."""
+        self.build()
+        self.put()
+
+    def build(self) -> None:
+        """Build what is new beside what is there. NoMatch where MIL refuses an op; the function is then as it was."""
         try:
-            old = self._build()
+            self._old = self._build()
         except BaseException:
-            for builder in reversed(self._builders):
-                builder.undo()
+            self.undo()
             raise
+
+    def undo(self) -> None:
+        """Take away what was built."""
+        for builder in reversed(self._builders):
+            builder.undo()
+        for new in self._inputs.values():
+            remove_input(self.reading.function, new.name)
+
+    def put(self) -> None:
+        """Let what was built take the place of the rest."""
+        function = self.reading.function
+        function.set_outputs([self._others.get(var, var) for var in function.outputs])
+        for var, new in self._others.items():
+            _rename(new, var)
         for var, new in self._uses.items():
-            replace_uses(var, new)
+            replace_uses(var, new, after=new.op)
         for var, new in self._outputs.items():
-            name, own = var.name, new.name
             replace_uses(var, new)
-            new.name, var.name = name, own
-            if new.op is not None and len(new.op.outputs) == 1:
-                new.op.name = name
-        remove_if_dead(old)
+            _rename(new, var)
+        remove_if_dead(self._old)
+        for op in reversed(self._old):  # a state is written again with what was written before
+            if op.op_type == "coreml_update_state" and not is_removed(op):
+                given = op.inputs["value"].op
+                op.enclosing_block.remove_ops([op])
+                remove_if_dead([given] if given is not None else [])
+        remove_if_dead([op for op in self._old if not is_removed(op)])
+        for var, new in self._inputs.items():
+            replace_input(function, var.name, new.name)
 
     def _build(self) -> list[Operation]:
         """Build what is new beside what is there; the ops that it takes the place of."""
         function = self.reading.function
         self._taken = value_names(function)
         numbers = {node.op: at for at, node in enumerate(self.reading.nodes) if node.op is not None}
-        for var in function.inputs.values():
+        for var in list(function.inputs.values()):
             if var in self.reading.places:
-                self._make(var, *self.reading.places[var])
+                self._enter(var)
         old: list[Operation] = []
         for op in list(function.operations):
             if op.op_type == "const":
                 continue
-            if op in numbers:
+            if op in self.reading.accesses:
+                edge = self.reading.accesses[op]
+                if self._changes(edge.relation):
+                    self._access(op, edge)
+                    old.append(op)
+                else:
+                    self._keep(op)
+            elif op in numbers:
                 number = numbers[op]
                 if self._changes(number):
                     self._rebuild(op, number)
@@ -88,6 +135,52 @@ class Writing:
                 old.append(op)
             self._give(op)
         return old
+
+    def _enter(self, var: Var) -> None:
+        """Take an input as it is, or as it will be."""
+        tensor, layout = self.reading.places[var]
+        edge = self.reading.inputs.get(var)
+        if edge is None or not self._changes(edge.relation):
+            self._make(var, tensor, layout)
+            return
+        chosen = self.modes[edge.relation].layouts[edge.port]
+        self._make(self._input(var, self._shape(tensor, chosen)), tensor, chosen)
+        self.relaid.append(self._relaid(var, tensor, layout, chosen))
+
+    def _input(self, var: Var, shape: tuple[Any, ...], *, state: bool = False) -> Var:
+        """A new input that will have the name of ``var``."""
+        name = f"{var.name}_laid"
+        while name in self._taken:
+            name += "_"
+        self._taken.add(name)
+        self._inputs[var] = add_input(self.reading.function, name, shape, dtype_name(var), state=state)
+        return self._inputs[var]
+
+    def _relaid(self, var: Var, tensor: int, before: Layout, after: Layout) -> Relaid:
+        dims, pieces = self.reading.dims[tensor], flat(before)
+        split = tuple(int(dims[piece]) for piece in pieces)
+        perm = tuple(pieces.index(piece) for piece in flat(after))
+        public, stored = (tuple(map(int, self._shape(tensor, each))) for each in (before, after))
+        return Relaid(var.name, public, split, perm, stored)
+
+    def _access(self, op: Operation, edge: Edge) -> None:
+        """Read or write a state in its new layout."""
+        mode, builder, places = self.modes[edge.relation], self._builder(op), self.reading.places
+        old = op.inputs["input" if op.op_type == "read_state" else "state"]
+        (tensor, _), layout = places[op.outputs[0]], mode.layouts[edge.port]
+        if old not in self._inputs:
+            public = tuple(map(int, shape_of(old)))
+            order: tuple[int, ...] = mode.flags
+            stored = tuple(public[at] for at in order)
+            self._input(old, stored, state=True)
+            self.relaid.append(Relaid(old.name, public, public, order, stored))
+        state = self._inputs[old]
+        if op.op_type == "read_state":
+            made = builder.read_state(input=state)
+        else:
+            value = self._have(places[op.inputs["value"]][0], mode.layouts[edge.other], builder)
+            made = builder.coreml_update_state(state=state, value=value)
+        self._make(made, tensor, layout)
 
     def _builder(self, op: Operation) -> Builder:
         self._builders.append(Builder(op, self._taken))
@@ -107,8 +200,8 @@ class Writing:
         used = [var for each in (op, *inner) for _, var in arguments(each)]
         used += [var for block in op.blocks for var in block.outputs]
         for var in dict.fromkeys(used):
-            known = var in self._uses or var in self._outputs
-            if var in places and places[var][0] in self.touched and var.op is not None and not known:
+            known = var in self._uses or var in self._outputs or (var.op is None and var not in self._inputs)
+            if var in places and places[var][0] in self.touched and not known:
                 new = self._have(*places[var], self._builder(op))
                 if new is not var:
                     self._uses[var] = new
@@ -123,22 +216,46 @@ class Writing:
             return made
         start = self._starts[tensor]
         value = self._made[tensor, start]
+        here = start
         for step in plan(start, layout):
             known = self._made.get((tensor, step.to))
-            value = self._step(value, tensor, step, op) if known is None else known
+            value = self._step(value, tensor, here, step, op) if known is None else known
             self._made[tensor, step.to] = value
+            here = step.to
         return value
 
-    def _step(self, x: Var, tensor: int, step: Step, op: Builder) -> Var:
+    def _step(self, x: Var, tensor: int, here: Layout, step: Step, op: Builder) -> Var:
         shape = self._shape(tensor, step.to)
         made: Var
         if step.kind == "transpose":
             made = op.transpose(x=x, perm=list(step.axes))
         elif step.kind == "reshape":
-            made = op.reshape(x=x, shape=[-1 if is_symbolic(dim) else dim for dim in shape])
+            made = self._reshaped(x, here, step, shape, op)
         else:
             made = getattr(op, step.kind)(x=x, axes=list(step.axes))
         return refine_shape(made, shape)
+
+    def _reshaped(self, x: Var, here: Layout, step: Step, shape: tuple[Any, ...], op: Builder) -> Var:
+        """MIL works out one length by itself; of several, the others are read off ``x``."""
+        unknown = [at for at, dim in enumerate(shape) if is_symbolic(dim)]
+        made: Var
+        if len(unknown) < 2:
+            made = op.reshape(x=x, shape=[-1 if is_symbolic(dim) else dim for dim in shape])
+            return made
+        if not step.regroups:
+            units = [at for at, axis in enumerate(here) if not axis]
+            made = op.squeeze(x=x, axes=units) if units else x
+            added = [at for at, axis in enumerate(step.to) if not axis]
+            return op.expand_dims(x=made, axes=added) if added else made
+        kept = [at for at in unknown if step.to[at] in here]
+        require(len(kept) >= len(unknown) - 1, "several lengths that are not known are cut or joined", at=x)
+        lengths = op.shape(x=x)
+        entries: list[int | Var] = [-1 if is_symbolic(dim) else int(dim) for dim in shape]
+        for at in kept[: len(unknown) - 1]:
+            axis = np.array([here.index(step.to[at])], np.int32)
+            entries[at] = op.gather(x=lengths, indices=axis, axis=0)
+        made = op.reshape(x=x, shape=self._vector(Indices(tuple(entries)), op))
+        return made
 
     def _shape(self, tensor: int, layout: Layout) -> tuple[Any, ...]:
         dims = self.reading.dims[tensor]
@@ -156,11 +273,20 @@ class Writing:
         for var in op.outputs:
             if not is_output(var) or var not in places or places[var][0] not in self.touched:
                 continue
-            builder = self._builder(op)
-            new = self._have(*places[var], builder)
-            if new is not var:
-                alone = new.op is not None and not is_output(new) and new not in self._outputs.values()
-                self._outputs[var] = new if alone else builder.identity(x=new)
+            builder, (tensor, layout) = self._builder(op), places[var]
+            edge = self.reading.outputs.get(var)
+            chosen = layout if edge is None else self.modes[edge.relation].layouts[edge.port]
+            new = self._have(tensor, chosen, builder)
+            if new is var:
+                continue
+            taken = {*self._outputs.values(), *self._others.values()}
+            alone = new.op is not None and not is_output(new) and new not in taken
+            made = new if alone else builder.identity(x=new)
+            if chosen == layout:
+                self._outputs[var] = made
+            else:
+                self._others[var] = made
+                self.relaid.append(self._relaid(var, tensor, layout, chosen))
 
     def _rebuild(self, op: Operation, number: int) -> None:
         node, mode = self.reading.nodes[number], self.modes[number]
@@ -188,7 +314,11 @@ class Writing:
             first = relation.ports[0]
             shape = self._shape(first.tensor, mode.layouts[0])
             inputs.update(ENTRIES[op.op_type].attributes(op, node.spec, _place(node, mode.template, shape)))
-        inputs = {name: value for name, value in inputs.items() if value is not None}
+        inputs = {
+            name: self._vector(value, builder) if isinstance(value, Indices) else value
+            for name, value in inputs.items()
+            if value is not None
+        }
         results = flattened(getattr(builder, op.op_type)(**inputs))
         ports = relation.ports[len(node.spec.operands) :]
         layouts = mode.layouts[len(node.spec.operands) :]
@@ -204,7 +334,7 @@ class Writing:
         array = constant(var)
         if all(key is None for key in keys):
             small = array.ndim <= len(template)
-            return var if small else self._held(op, var, array.reshape((1,) * len(template)), template)
+            return var if small else self._held(op, var, array.reshape((1,) * len(template)), ())
         own: list[int] = []
         for key in keys:
             own += [] if key is None else node.labels[key]
@@ -220,10 +350,27 @@ class Writing:
             whole += [node.sizes[label] if partly else 1 for label in axis]
             shape.append(int(np.prod([node.sizes[label] for label in axis], dtype=np.int64)) if partly else 1)
         wider: Any = np.broadcast_to(pieces.reshape(wide), whole)
-        return self._held(op, var, wider.reshape(shape), template)
+        return self._held(op, var, wider.reshape(shape), (*order, -1, *wide))
 
-    def _held(self, op: Builder, var: Var, array: Any, template: Template) -> Var:
-        key = (var, array.shape, array.tobytes() if array.size <= 64 else template)
+    def _vector(self, indices: Indices, op: Builder) -> Any:
+        """An index vector: a constant, or a concat of numbers and of what is known when the program runs."""
+        if all(isinstance(each, int) for each in indices.entries):
+            return np.array(indices.entries, np.int32)
+        if indices.entries not in self._vectors:
+            values: list[Any] = []
+            for each in indices.entries:
+                if isinstance(each, Var):
+                    values.append(each)
+                elif values and not isinstance(values[-1], Var):
+                    values[-1] = np.append(values[-1], np.int32(each))
+                else:
+                    values.append(np.array([each], np.int32))
+            self._vectors[indices.entries] = op.concat(values=values, axis=0)
+        return self._vectors[indices.entries]
+
+    def _held(self, op: Builder, var: Var, array: Any, arranged: tuple[int, ...]) -> Var:
+        """``array``, which is ``var`` as ``arranged`` tells, as a constant that is made once."""
+        key = (var, array.shape, arranged)
         held = self._constants.get(key)
         if held is None:
             held = op.const(val=np.array(array, order="C"), name=f"{var.name}_laid")
@@ -239,3 +386,11 @@ def _place(node: Node, template: Template, shape: tuple[Any, ...]) -> Place:
     drops = {label for key in spec.drops for label in node.labels[key]}
     dropped = tuple(index for index, axis in enumerate(template) if drops.intersection(axis))
     return Place(len(template), at, dropped, shape)
+
+
+def _rename(new: Var, old: Var) -> None:
+    """Give ``new`` the name of ``old``, and the other way round."""
+    name, own = old.name, new.name
+    new.name, old.name = name, own
+    if new.op is not None and len(new.op.outputs) == 1:
+        new.op.name = name

@@ -120,7 +120,7 @@ class DropZeroBias(Rule[None]):
         require(not np.any(constant(m.bias)), "its bias is not zero")
 
     def rewrite(self, op: Builder, m: Match, facts: None, /) -> Var:
-        given = {name: value for name, value in m.root.inputs.items() if name != "bias" and value is not None}
+        given = {name: value for name, value in m.root.inputs.items() if name != "bias"}
         result: Var = op.conv(**given)
         return result
 

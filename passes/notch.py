@@ -111,7 +111,7 @@ class SplitInputs(Rule[_Halves]):
     def rewrite(self, op: Builder, m: Match, facts: _Halves, /) -> Var:
         whole = constant(m.weight)
         parts = op.split(x=m.x, split_sizes=list(facts.sizes), axis=facts.axis)
-        kept = {name: var for name, var in m.root.inputs.items() if var is not None and name not in ("x", "weight")}
+        kept = {name: var for name, var in m.root.inputs.items() if name not in ("x", "weight")}
         begin, made = 0, list[Var]()
         for part, size in zip(parts, facts.sizes, strict=True):
             kernel = op.const(val=whole[:, begin : begin + size], name=f"{m.weight.name}_{begin}")

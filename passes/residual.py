@@ -254,8 +254,10 @@ def plans(function: Function, largest: Mapping[str, float], limit: float) -> Ite
     norms = _Norms(function)
     done: set[Var] = set()
     for op in list(operations(function)):
-        var = op.outputs[0] if op.outputs else None
-        if var is None or op.op_type not in _SUMS or var in done or dtype_name(var) != "fp16":
+        if op.op_type not in _SUMS:
+            continue
+        var = op.outputs[0]
+        if var in done or dtype_name(var) != "fp16":
             continue
         if largest.get(var.name, 0.0) <= limit or op in norms.inner:
             continue
@@ -323,6 +325,8 @@ class _Scaling:
             origin = layer_of(var, stream)
             if origin is None:
                 _give(op, name, self._times_scale(op, var))
+                if var.op is not None:  # a constant that has become another
+                    remove_if_dead([var.op])
             elif origin not in folded:
                 folded.add(origin)
                 self._fold(origin)
@@ -339,7 +343,7 @@ class _Scaling:
         array: Array = constant(weight)
         new = self._times(array)
         exact = array.astype(np.float64) * self.scale
-        lost = np.linalg.norm(new.astype(np.float64) - exact) if new is not array else 0.0
+        lost = np.linalg.norm(new.astype(np.float64) - exact)
         if len(set(weight.child_ops)) == 1 and lost <= _LOST * np.linalg.norm(exact):
             op.set_inputs(weight=self._const(op, new, f"{weight.name}_scaled"))
             assert weight.op is not None

@@ -54,7 +54,7 @@ def lift_rows(function: Function) -> int:
     for block in _blocks(function):
         seen: set[Var] = set()
         for op in list(block.operations):
-            if op.op_type == "reshape" and op.outputs[0] not in seen and _makes_rows(op):
+            if op.op_type == "reshape" and op.outputs[0] not in seen:
                 group = _Group()
                 group.spread(op.outputs[0])
                 seen |= group.values
@@ -73,7 +73,7 @@ def _blocks(function: Function) -> Iterator[Block]:
 def _makes_rows(op: Operation) -> bool:
     """Whether a reshape makes rows of something of a higher rank."""
     before, after = shape_of(op.inputs["x"]), shape_of(op.outputs[0])
-    return len(after) == 2 and len(before) > 2 and not is_symbolic(after[1])
+    return len(after) == 2 and len(before) > 2
 
 
 class _Group:
@@ -98,6 +98,9 @@ class _Group:
             if value in self.values:
                 continue
             self.values.add(value)
+            if value.op is None:  # rows that the function is given
+                self.whole = False
+                continue
             todo += self._before(value)
             todo += self._behind(value)
         self.whole = self.whole and bool(self.ends) and any(map(_is_layer, self.inside)) and self._agree()
@@ -111,20 +114,21 @@ class _Group:
     def _opens(self, before: Shape, channels: int) -> bool:
         lead, rest = before[: len(self.lead)], before[len(self.lead) :]
         joined = len(rest) > 1
-        known = not any(map(is_symbolic, rest)) and prod(rest) == channels
-        return lead == self.lead and known and (not joined or sum(map(is_symbolic, lead)) <= 1)
+        return lead == self.lead and prod(rest) == channels and (not joined or sum(map(is_symbolic, lead)) <= 1)
 
     def _before(self, value: Var) -> list[Var]:
         """What must be rows for ``value`` to be."""
         op = value.op
-        if op is None or op in self.inside:
-            self.whole = self.whole and op is not None
-            return []
+        assert op is not None
         if op.op_type == "reshape":
             self.whole = self.whole and _makes_rows(op)
             self.starts[op] = None
             return []
-        return self._entered(op, value)
+        if not _by_row(op):
+            self.whole = False
+            return []
+        self.inside[op] = None
+        return _row_operands(op)
 
     def _behind(self, value: Var) -> list[Var]:
         self.whole = self.whole and not is_output(value)
@@ -149,28 +153,17 @@ class _Group:
         shape = shape_of(op.outputs[0])
         return len(shape) > 2 and shape[-1] == shape_of(value)[-1]
 
-    def _entered(self, op: Operation, value: Var) -> list[Var]:
-        if not _by_row(op):
-            self.whole = False
-            return []
-        self.inside[op] = None
-        operands = _row_operands(op)
-        self.whole = self.whole and all(shape_of(each)[:1] == shape_of(value)[:1] for each in operands)
-        return operands
-
     def lift(self, taken: set[str]) -> None:
         """Compute the group on (B, S, C), in program order, and take its reshapes away."""
         lifted: dict[Var, Var] = {}
         lead, block = self.lead, self._block(next(iter(self.values)))
-        ops = [op for op in block.operations if op in self.inside or op.outputs[0] in self.values]
+        ops = [op for op in block.operations if op.outputs[0] in self.values]
         for op in ops:
             old = op.outputs[0]
             if op in self.starts:
                 lifted[old] = self._start(op, lead, taken)
                 continue
-            inputs: dict[str, Any] = {
-                name: lifted.get(value, value) for name, value in op.inputs.items() if value is not None
-            }
+            inputs: dict[str, Any] = {name: lifted.get(value, value) for name, value in op.inputs.items()}
             if "axes" in inputs:
                 inputs["axes"] = np.array([-1], np.int32)
             new: Var = getattr(Builder(op, taken), op.op_type)(**inputs)
@@ -180,12 +173,10 @@ class _Group:
             result = end.outputs[0]
             if is_output(result):  # an output keeps its name
                 source = Builder(end, taken).identity(x=source)
-            name = result.name
             replace_uses(result, source)
             if is_output(source):
-                result.name, source.name = f"{name}_rows", name
                 assert source.op is not None
-                source.op.name = name
+                source.name = source.op.name = result.name
             remove_if_dead([end])
         remove_if_dead(reversed(ops))
 
@@ -218,7 +209,7 @@ def _by_row(op: Operation) -> bool:
     if op.op_type in _UNARY:
         return len(operands) == 1
     if op.op_type in _BINARY:
-        return all(_along_channels(var) for _, var in arguments(op) if var not in operands) and _same_rows(operands)
+        return all(_along_channels(var) for _, var in arguments(op) if var not in operands)
     if op.op_type == "layer_norm":
         return list(axes_of(op, "axes") or ()) == [1]
     if op.op_type == "linear":
@@ -226,10 +217,6 @@ def _by_row(op: Operation) -> bool:
     if op.op_type == "matmul":
         return len(operands) == 1 and op.inputs["x"] in operands and not constant(op.inputs.get("transpose_x"))
     return False
-
-
-def _same_rows(operands: list[Var]) -> bool:
-    return len({shape_of(each)[0] for each in operands}) == 1
 
 
 def _along_channels(var: Var) -> bool:

@@ -97,8 +97,7 @@ def _from_kernel(op: Operation, kernel: Var, taken: set[str]) -> Var:
     assert kernel.op is not None
     replace_uses(kernel, earlier)
     remove_if_dead([kernel.op])
-    inputs = {name: value for name, value in op.inputs.items() if value is not None}
-    rows = build.gather(**{**inputs, "x": earlier})
+    rows = build.gather(**{**op.inputs, "x": earlier})
     result, rank = op.outputs[0], len(shape_of(rows))
     found: Var = build.squeeze(x=rows, axes=[rank - 2, rank - 1])
     name = result.name

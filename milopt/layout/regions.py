@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import floor
 
 from milopt.layout.graphs import Graph
-from milopt.layout.relations import Fixed, Mode, OneByOne
+from milopt.layout.relations import Fixed, Mode, OneByOne, Relation
 
 __all__ = ["Region", "regions"]
 
@@ -22,8 +22,13 @@ class Region:
     convolves: bool = False
 
 
-def regions(graph: Graph, modes: Sequence[Mode], before: Sequence[float]) -> list[Region]:
-    """The tensors by region. ``before`` are the elements that the program as it is moves of each."""
+def regions(
+    graph: Graph, modes: Sequence[Mode], before: Sequence[float], wanted: type[Relation] = OneByOne
+) -> list[Region]:
+    """The tensors by region. ``before`` are the elements that the program as it is moves of each.
+
+    One ``convolves`` where it has a relation that is ``wanted``.
+    """
     parent = list(range(len(graph.tensors)))
 
     def root(of: int) -> int:
@@ -42,7 +47,7 @@ def regions(graph: Graph, modes: Sequence[Mode], before: Sequence[float]) -> lis
         region.tensors.append(tensor)
         region.before += floor(before[tensor])
     for relation in graph.relations:
-        if isinstance(relation, OneByOne):
+        if isinstance(relation, wanted):
             for port in relation.ports:
                 found[root(port.tensor)].convolves = True
     for tensor, start, end, _ in graph.moves(modes):

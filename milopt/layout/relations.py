@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from milopt.layout.forms import Layout
+from milopt.layout.forms import Layout, axes_of
 
-__all__ = ["Along", "Fixed", "Mode", "OneByOne", "Port", "Product", "Relation", "Template"]
+__all__ = ["Along", "Fixed", "Free", "Mode", "OnRows", "OneByOne", "Port", "Product", "Relation", "Template", "Tied"]
 
 Template: TypeAlias = "tuple[tuple[int, ...], ...]"
 
@@ -74,6 +74,35 @@ class Fixed(Relation):
         yield from ()
 
 
+@dataclass(frozen=True)
+class Free(Relation):
+    """What the program takes or gives, in any layout but those that differ from its own in unit axes alone."""
+
+    def with_layout(self, at: int, layout: Layout) -> Iterator[Mode]:
+        usual = 1 <= len(layout) <= MOST_AXES and bool(layout[-1])  # constraint L2: no last axis of length 1
+        if usual and axes_of(layout) != axes_of(self.ports[at].home):
+            yield Mode((layout,))
+
+
+@dataclass(frozen=True)
+class Tied(Relation):
+    """Values whose axes stand in one order, whichever that is: what is read of a state and written to it.
+
+    They have the same axes, perhaps of other sizes; the first one stays where it is. ``flags`` of a mode are the order.
+    """
+
+    def with_layout(self, at: int, layout: Layout) -> Iterator[Mode]:
+        home = self.ports[at].home
+        axes = iter(axes_of(layout))
+        if sorted(axes_of(layout)) != sorted(axes_of(home)):
+            return
+        order = tuple(home.index(next(axes)) if axis else index for index, axis in enumerate(home))
+        if order[0] != 0:
+            return
+        layouts = tuple(tuple(port.home[index] for index in order) for port in self.ports)
+        yield self.original if layouts == self.original.layouts else Mode(layouts, flags=order)
+
+
 def _labels(layout: Layout, port: Port) -> Template | None:
     """The template that shows as ``layout`` at a port which has all labels; ``None`` where it cuts a label."""
     by_piece = {group[0]: (label, group) for label, group in port.groups.items() if group}
@@ -114,21 +143,33 @@ class Along(Relation):
 
     The labels ``whole`` must be axes of their own. ``operands`` is the number of ports that are operands. ``drops`` are
     labels that the results lack (reductions). ``rank`` is the rank the template must have, where that matters, and
-    ``channel`` a label that must be its axis 1 (a convolution).
+    ``channel`` a label that must be its axis 1 (a convolution). With ``broadcasts``, operands may lack unit axes.
+    ``constants`` are the labels of operands written in the program, which can't be repeated along an axis that has a
+    label of ``unknown`` length.
     """
 
     operands: int = 1
+    broadcasts: bool = False
+    constants: tuple[frozenset[int], ...] = ()
+    unknown: frozenset[int] = frozenset()
     whole: frozenset[int] = frozenset()
     drops: frozenset[int] = frozenset()
     labels: frozenset[int] = frozenset()
 
     def with_layout(self, at: int, layout: Layout) -> Iterator[Mode]:
         port = self.ports[at]
-        if not self._complete(port):
-            return
         template = _labels(layout, port)
-        if template is not None:
+        if template is None:
+            return
+        if self._complete(port):
             yield from self.modes(template)
+            return
+        lacking = [label for label in self.labels if not port.groups.get(label)]
+        if self.labels.issuperset(port.groups) and len(lacking) == 1 and self.whole.issuperset(lacking):
+            # one of many along an axis, which could be any unit axis here; rows of a state are in front
+            place = next((index for index, axis in enumerate(template) if not axis), None)
+            if place is not None:
+                yield from self.modes((*template[:place], (lacking[0],), *template[place + 1 :]))
 
     def _complete(self, port: Port) -> bool:
         return (
@@ -137,9 +178,13 @@ class Along(Relation):
 
     def fits(self, template: Template) -> bool:
         """Whether the op itself can work in the template."""
-        return all(len(axis) == 1 for axis in template for label in axis if label in self.whole) and all(
-            len(self.drops.intersection(axis)) in (0, len(axis)) for axis in template
-        )
+        alone = all(len(axis) == 1 for axis in template for label in axis if label in self.whole)
+        dropped = all(len(self.drops.intersection(axis)) in (0, len(axis)) for axis in template)
+        return alone and dropped and not any(self._repeats(own, axis) for own in self.constants for axis in template)
+
+    def _repeats(self, own: frozenset[int], axis: tuple[int, ...]) -> bool:
+        """Whether a constant with the labels ``own`` would have to be repeated along an axis of unknown length."""
+        return not self.unknown.isdisjoint(axis) and 0 < len(own.intersection(axis)) < len(axis)
 
     def modes(self, template: Template) -> Iterator[Mode]:
         """The op in a template: none where it can't work so, two where a smaller operand may stay as it is."""
@@ -153,7 +198,7 @@ class Along(Relation):
             layouts.append(layout)
         yield self._mode(layouts, template)
         given = self.ports[: self.operands]
-        if not any(map(self._complete, given)):
+        if not self.broadcasts or not any(map(self._complete, given)):
             return
         for at, port in enumerate(given):
             # broadcasting adds unit axes in front by itself
@@ -186,6 +231,23 @@ class OneByOne(Along):
         others = tuple(label for axis in template for label in axis if label not in (self.channel, *self.batch))
         for axes in _groupings(others, self.rank - 2):
             yield from self.modes((self.batch, (self.channel,), *axes))
+
+
+@dataclass(frozen=True)
+class OnRows(Along):
+    """A linear layer: the channels are the last axis, the others any positions; of at most ``rank`` axes."""
+
+    channel: int = 0
+    rank: int = 3
+
+    def fits(self, template: Template) -> bool:
+        return 2 <= len(template) <= self.rank and template[-1] == (self.channel,)
+
+    def seeds(self) -> Iterator[Mode]:
+        template = _labels(self.ports[0].home, self.ports[0]) or ()
+        others = tuple(label for axis in template for label in axis if label != self.channel)
+        for axes in _groupings(others, self.rank - 1):
+            yield from self.modes((*axes, (self.channel,)))
 
 
 def _groupings(labels: tuple[int, ...], count: int) -> Iterator[Template]:

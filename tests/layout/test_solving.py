@@ -151,3 +151,11 @@ def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     with pytest.raises(MiloptError, match=r"pip install 'milopt\[layout\]'"):
         solve(clique(6, 3), largest=50)
+
+
+def test_what_is_too_wide_by_one_variable_is_solved_case_by_case() -> None:
+    problem = clique(5, 3)
+    solution = solve(problem, largest=100)
+    assert solution.methods == {"elimination by cases": 1}
+    assert solution.cost == pytest.approx(least(problem), abs=1e-6)
+    assert problem.cost(solution.choice) == pytest.approx(solution.cost, abs=1e-6)

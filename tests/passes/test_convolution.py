@@ -257,6 +257,9 @@ PRODUCTS: dict[str, tuple[tuple[int, ...], tuple[int, ...], bool, bool, bool]] =
     "unit axes, left": ((2, 3, 6, 5), (1, 1, 4, 6), False, False, True),
     "more unit axes": ((5, 6), (1, 1, 6, 4), False, False, False),
     "more unit axes, left": ((6, 5), (1, 4, 6), False, False, True),
+    "a batch and more unit axes": ((2, 5, 6), (1, 1, 6, 4), False, False, False),
+    "a batch and more unit axes, x turned": ((2, 6, 5), (1, 1, 6, 4), True, False, False),
+    "a batch and more unit axes, left": ((2, 6, 5), (1, 1, 1, 4, 6), False, False, True),
     "vector": ((6,), (6, 4), False, False, False),
     "vector, unit axis": ((6,), (1, 6, 4), False, False, False),
 }
@@ -325,6 +328,28 @@ def test_a_product_that_is_used_twice_keeps_its_sum() -> None:
     assert converted(after).applied == 1
     assert_same(before, after)
     assert op_types(after).count("add") == 2
+
+
+def test_a_sum_in_a_nested_block_stays_there() -> None:
+    def build() -> Program:
+        @mb.program(input_specs=[mb.TensorSpec((1, 5, 6)), mb.TensorSpec((1, 5, 4))])
+        def program(x: Any, z: Any) -> Any:
+            y = mb.matmul(x=x, y=TURNED)
+            positive = mb.greater(x=mb.reduce_sum(x=z, keep_dims=False), y=np.float32(0))
+            return mb.cond(
+                pred=positive,
+                _true_fn=lambda: mb.add(x=y, y=BIAS),
+                _false_fn=lambda: mb.relu(x=z),
+                name="out",
+            )
+
+        return program
+
+    before, after = twice(build)
+    assert converted(after).applied == 1
+    assert_same(before, after)
+    kinds = [op.op_type for op in operations(after.functions["main"])]
+    assert (kinds.count("add"), kinds.count("conv"), "matmul" in kinds) == (1, 1, False)
 
 
 def test_a_product_that_is_an_output_keeps_its_sum() -> None:

@@ -89,6 +89,7 @@ HEADS: dict[str, Callable[[Any], Any]] = {
     ),
     "conv": columns,
     "softcap": softcap,
+    "unit axes": lambda x: mb.reshape(x=mb.linear(x=x, weight=WEIGHT), shape=[5, 1, 24], name="logits"),
     "palette": palette,
     "blocks": blocks,
     "affine": affine,
