@@ -35,10 +35,10 @@ OUTPUT = ROOT / "docs" / "caches.md"
 STORE = ROOT / "benchmarks" / "results" / "caches.json"
 SHAPES = ("static", "flexible")
 _SOURCES = (
-    "benchmarks/cache_rows.py", "tests/huggingface/families.py", "milopt/session.py", "milopt/signature.py",
-    "milopt/cachecolumns.py", "milopt/cachedrive/*.py", "milopt/huggingface/*.py", "milopt/interpreter/**/*.py",
-    "passes/canonical.py", "passes/attention*.py", "passes/gqa*.py", "passes/repeats.py", "passes/cache*.py",
-    "passes/slots*.py", "passes/resizing.py",
+    "benchmarks/cache_rows.py", "benchmarks/cache_counts.py", "tests/huggingface/families.py", "milopt/session.py",
+    "milopt/signature.py", "milopt/cachecolumns.py", "milopt/cachedrive/*.py", "milopt/huggingface/*.py",
+    "milopt/interpreter/**/*.py", "passes/canonical.py", "passes/attention*.py", "passes/gqa*.py", "passes/repeats.py",
+    "passes/tiles.py", "passes/cache*.py", "passes/slots*.py", "passes/resizing.py",
 )  # fmt: skip
 _COUNTS = ("sites", "fused", "refused", "tiles", "sizes", "states")
 _LIBRARIES = ("torch", "transformers", "coremltools", "numpy")
@@ -83,14 +83,16 @@ tests/huggingface/families.py: two layers, random weights, grouped heads, a slid
 context of {context}; after `{passes}`.
 *Rings*: `kv-to-state{{update=ring}}`, in which layers that slide keep the window alone.
 
-*sites*: attentions in a function, of which so many were *fused*, and so many *refused*. *tiles*: repeated keys and
-values that are left, *sizes*: ops that choose or divide sizes. *states*: cached tensors that became states, two for
-each layer. *float64*: how many of {steps} greedy tokens, beginning beyond the window, are those that transformers gives
-with weights rounded alike (those of Gemma's norms are such that fp16 holds 1 + w). *fp16*: the same in declared fp16
-through the states. *error*: the largest difference of its
-logits until the first other token, as a share of the largest logit; it may be {tolerance:g}: of two layers of sums of
-64 to 96 products, each with roundings of 2^-11. *margin*: how far apart, in the same measure, the reference has the two
-tokens where fp16 gives another: less than twice the error.
+*sites*: attentions in a function, written out or as the op, of which so many are *fused* now, and so many *refused*;
+a softmax is one where it stands between two products of activations. *tiles*: ops that repeat keys and values, *sizes*:
+ops that choose or divide sizes. *states*: cached tensors that became states, two for each layer. *float64*: how many of
+{steps} greedy tokens, beginning beyond the window, are those that transformers gives with weights rounded alike (those
+of Gemma's norms are such that fp16 holds 1 + w). *fp16*: the same in declared fp16 through the states. *error*: the
+largest difference of its logits until the first other token, as a share of the largest logit. *theirs*: the same of
+transformers itself in half precision, with angles in fp32, over all tokens; the error may be {tolerance:g} times that.
+(How much fp16 costs is a property of the model: where scores are large, roundings of queries and keys by 2^-11 move the
+weights of nearly equal keys by per cents, as at one token of phi-3-long.) *margin*: how far apart, in the same measure,
+the reference has the two tokens where fp16 gives another: less than twice the error.
 
 Conversions by torch.export have a row where their numbers are others.
 """
@@ -98,9 +100,9 @@ Conversions by torch.export have a row where their numbers are others.
 _BY_OTHERS = """
 ## Packages by others
 
-Upgraded to iOS18, then the same passes; weights of graphs that came without are made up. *softmax* and *present*:
-softmaxes and fused attentions before; *fused*: fused attentions after. *verified*: the comparison with the package
-before.
+Upgraded to iOS18, with `finite-mask`, then the same passes; weights of graphs that came without are made up, and masks
+that were among them are -1e4. *written* and *present*: attentions that are written out, and those that are the op,
+before; *fused*: those that are the op after. *verified*: the comparison with the package before.
 """
 
 
@@ -112,11 +114,11 @@ def document(store: dict[str, Any]) -> str:
             versions=versions, window=WINDOW, context=CONTEXT, passes=PASSES, steps=STEPS, tolerance=TOLERANCE
         )
     ]
-    lines += _heads("family", "route", "shapes", *_COUNTS, "float64", "fp16", "error", "margin")
+    lines += _heads("family", "route", "shapes", *_COUNTS, "float64", "fp16", "error", "theirs", "margin")
     for name in (name for name, family in FAMILIES.items() if family.kind == "decoder"):
         for shapes in SHAPES:
             lines += [str(Row(**row)) for row in store.get(f"{name}, {shapes}", {}).get("rows", ())]
-    lines += [_BY_OTHERS, *_heads("package", "softmax", "present", "fused", "refused", "tiles", "states", "verified")]
+    lines += [_BY_OTHERS, *_heads("package", "written", "present", "fused", "refused", "tiles", "states", "verified")]
     for key, held in sorted(store.items()):
         lines += [str(Found(**row)) for row in held["rows"] if key.startswith("package ")]
     return "\n".join(lines) + "\n"

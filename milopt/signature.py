@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from typing import Any, Literal
 
 from milopt.errors import PackageError
 
-__all__ = ["METADATA_KEY", "WINDOW_KEY", "CacheSignature", "CacheSlot", "Returned", "windows_of"]
+__all__ = ["METADATA_KEY", "WINDOW_KEY", "CacheSignature", "CacheSlot", "Combined", "Returned", "outer", "windows_of"]
 
 METADATA_KEY = "milopt.cache"
 WINDOW_KEY = "milopt.sliding_window"
@@ -42,6 +43,39 @@ class CacheSlot:
 
 
 @dataclass(frozen=True)
+class Combined:
+    """One input, and one output, that hold several cached tensors: one behind another, as their elements are stored.
+
+    ``shape`` is that of the input, ``part`` that of each cached tensor; both have 0 where the slots are. The cached
+    tensors are called ``past[0]``, ``past[1]``..., and ``present[0]``...
+    """
+
+    past: str
+    present: str
+    shape: tuple[int, ...]
+    part: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """How many cached tensors there are."""
+        return prod(dim for dim in self.shape if dim) // prod(dim for dim in self.part if dim)
+
+    @property
+    def axis(self) -> int:
+        """The axis of the input that holds the slots."""
+        return self.shape.index(0)
+
+    def part_of(self, dims: Sequence[int]) -> tuple[int, ...]:
+        """The shape of a cached tensor where the input, or the output, has ``dims``."""
+        return tuple(each or dims[self.axis] for each in self.part)
+
+
+def outer(name: str) -> str:
+    """The input or output that holds a cached tensor: itself, or one of several (:class:`Combined`)."""
+    return name.partition("[")[0]
+
+
+@dataclass(frozen=True)
 class CacheSignature:
     """How a program with past inputs and present outputs was turned into one with states.
 
@@ -59,6 +93,7 @@ class CacheSignature:
     layer ``r // B``. ``renamed`` are inputs that had another name before the rewrite, as (before, after); after is
     empty where the program computes the input itself since then. Of several masks that became one, the last is it, and
     the program computes the others of it. In keys, ``trace`` stands for 0 where a slot has to show that it was written.
+    ``combined`` are inputs and outputs that held several cached tensors each.
     """
 
     slots: tuple[CacheSlot, ...]
@@ -73,6 +108,11 @@ class CacheSignature:
     stacked: bool = False
     renamed: tuple[tuple[str, str], ...] = ()
     trace: float = 0.0
+    combined: tuple[Combined, ...] = ()
+
+    def whole_of(self, name: str) -> Combined | None:
+        """What holds the cached tensor that is called so, in the past form, where it is one of several."""
+        return next((each for each in self.combined if outer(name) in (each.past, each.present)), None)
 
     def axis_of(self, slot: CacheSlot) -> int:
         """The axis of a cached tensor that holds the slots."""
@@ -85,7 +125,7 @@ class CacheSignature:
 
     def to_json(self) -> str:
         """The text for the metadata; fields that say nothing are left out."""
-        fields = _telling(asdict(self), "rings", "prefix", "counts", "texts", "stacked", "renamed", "trace")
+        fields = _telling(asdict(self), "rings", "prefix", "counts", "texts", "stacked", "renamed", "trace", "combined")
         fields["slots"] = [_telling(asdict(slot), "axis", "ring", "kept", "returned", "dtype") for slot in self.slots]
         return json.dumps(fields, separators=(",", ":"))
 
@@ -102,10 +142,15 @@ class CacheSignature:
                 rings=tuple((str(mask), int(size)) for mask, size in fields.pop("rings", ())),
                 texts=tuple((str(said), tuple(names)) for said, names in fields.pop("texts", ())),
                 renamed=tuple((str(before), str(after)) for before, after in fields.pop("renamed", ())),
+                combined=tuple(_combined(**each) for each in fields.pop("combined", ())),
                 **fields,
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PackageError(f"metadata {METADATA_KEY!r} is not a cache signature: {error}") from error
+
+
+def _combined(past: str, present: str, shape: Sequence[int], part: Sequence[int]) -> Combined:
+    return Combined(past, present, tuple(map(int, shape)), tuple(map(int, part)))
 
 
 def _telling(fields: dict[str, Any], *optional: str) -> dict[str, Any]:

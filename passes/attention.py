@@ -15,6 +15,7 @@ from milopt.passes.attention_heads import MergeHeads
 from milopt.passes.attention_sites import Site, read_site
 from milopt.passes.attention_writing import ROUNDED, write_fused
 from milopt.passes.repeats import FoldTile, told
+from milopt.passes.tiles import fold_tiles
 from milopt.pattern import OpPattern, Ops, Scalar, Value
 from milopt.pipeline import RulePass
 from milopt.reports import Report, require, require_opset
@@ -45,7 +46,9 @@ class FuseSdpa(RulePass):
         return (FuseAttention(), MergeHeads(), FoldTile())
 
     def run(self, model: Model) -> Report:
+        folded = fold_tiles(model)
         report = told(super().run(model))
+        report.applied += folded
         if ROUNDED in report.notes:
             # The fp16 constant is within 2^-11 of the exact scale, so a score of at most 10 moves by 4.9e-3, one score
             # against another by twice that, and a weight, exp of it, by 1% of itself: 40 dB. Most scores are smaller,

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from milopt.building import Builder
-from milopt.engine.sameness import same_numbers
 from milopt.literals import one_number
 from milopt.mil import Operation, Var, arguments, constant, dtype_name, flat, is_symbolic, shape_of
 from milopt.reports import require
@@ -26,7 +25,7 @@ __all__ = ["FLOATS", "Mask", "Scores", "alike", "alive", "chosen", "fits", "once
 # number nearer to the scores, -1e3, that is not known.
 _LOWEST = -1e4
 # To a number so low fp32, and float64, add any score without change: even a row that is masked altogether stays equal.
-_ABSORBING = -1e30
+_ABSORBING = float(np.float32(-1e30))
 
 FLOATS = {"fp16": np.float16, "fp32": np.float32}
 
@@ -79,13 +78,12 @@ def read_scores(product: Var, ops: Sequence[Operation], keys: int) -> Scores:
         kind = op.op_type
         require(kind != "tanh", "the scores are capped by tanh, which scaled_dot_product_attention can't say", at=op)
         require(kind != "concat", "a column that is no key joins the softmax (an attention sink)", at=op)
-        if kind in ("cast", "reshape", "identity"):
+        if kind in ("cast", "reshape"):
             continue
         if kind == "select":
             steps.append(_selection(op, side))
             continue
         if kind in ("add", "sub"):
-            require(kind == "add" or side == "x", "the scores are subtracted from something", at=op)
             steps.append(Mask(op, side, kind))
             continue
         number = _factor(op, side)
@@ -119,13 +117,11 @@ def _factor(op: Operation, side: str) -> float:
     assert number is not None
     if op.op_type == "mul":
         return float(number)
-    require(side == "x", "the scores divide something", at=op)
     require(number != 0, "the scores are divided by zero")
     return 1 / float(number)
 
 
 def _selection(op: Operation, side: str) -> Mask:
-    require(side in ("a", "b"), "the scores are a condition", at=op)
     other = "b" if side == "a" else "a"
     number = one_number(op, other, op.inputs[other]) if constant(op.inputs[other]) is not None else None
     require(number is not None, "what is selected in the place of scores is not one number", at=op)
@@ -149,23 +145,23 @@ def _fills_rows(step: Mask, keys: int) -> bool:
 
 
 def _may_empty_a_row(step: Mask, keys: int) -> bool:
-    if step.number == -np.inf or _fills_rows(step, keys):
-        return False
-    return not (step.number <= _ABSORBING)
+    return step.number > _ABSORBING and not _fills_rows(step, keys)
 
 
 def alike(kind: str, block_of: Operation, **inputs: Any) -> Var | None:
     """What an op before ``block_of``, in its block, makes of the same inputs; ``None`` where there is none.
 
-    Masks serve all layers: what is computed for the first is not computed again.
+    Masks serve all layers: what is computed for the first is not computed again. The first input is no number.
     """
-    first = next(var for value in inputs.values() for var in flat(value) if isinstance(var, Var))
-    users = [op for op in first.child_ops if op.op_type == kind and op.enclosing_block is block_of.enclosing_block]
-    for op in users:
-        if all(_same(op.inputs.get(name), value) for name, value in inputs.items()) and _before(op, block_of):
-            made: Var = op.outputs[0]
-            return made
-    return None
+    first: Var = flat(next(iter(inputs.values())))[0]
+    there = (op for op in first.child_ops if op.op_type == kind and _has(op, inputs) and _before(op, block_of))
+    return next((op.outputs[0] for op in there), None)
+
+
+def _has(op: Operation, inputs: dict[str, Any]) -> bool:
+    """Whether an op has these inputs, and defaults for all others."""
+    wanted = {**dict(op.default_inputs().items()), **inputs}
+    return all(_same(op.inputs.get(name), wanted.get(name)) for name in {*op.inputs, *inputs})
 
 
 def _same(have: Any, want: Any) -> bool:
@@ -175,23 +171,14 @@ def _same(have: Any, want: Any) -> bool:
         ours, theirs = flat(have), flat(want)
         return have is not None and len(ours) == len(theirs) and all(map(_same, ours, theirs))
     known = constant(have)
-    if known is None or isinstance(want, Var):
-        return False
-    if isinstance(want, str) or isinstance(known, str):
-        return bool(known == want)
-    one, other = np.asarray(known), np.asarray(want)
-    if one.shape == () and other.shape == ():
-        return same_numbers(one, other)
-    return one.shape == other.shape and bool(np.array_equal(one, other))
+    if known is None or isinstance(known, str):
+        return known is not None and bool(known == want)
+    return bool(np.array_equal(known, want))
 
 
 def _before(op: Operation, other: Operation) -> bool:
-    for each in op.enclosing_block.operations:
-        if each is op:
-            return True
-        if each is other:
-            return False
-    return False
+    """Whether ``op`` comes before ``other``, in its block."""
+    return next(each for each in other.enclosing_block.operations if each is op or each is other) is not other
 
 
 def once(op: Builder, kind: str, **inputs: Any) -> Var:

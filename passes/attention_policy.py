@@ -8,9 +8,18 @@ from typing import Literal, get_args
 from milopt.errors import PassError
 from milopt.pipeline import Pipeline
 
-__all__ = ["POLICY", "AttentionChoice", "Choice", "ComputeUnits", "attention_passes", "with_attention", "with_passes"]
+__all__ = [
+    "LAID_OUT",
+    "POLICY",
+    "AttentionChoice",
+    "Choice",
+    "ComputeUnits",
+    "attention_passes",
+    "with_attention",
+    "with_passes",
+]
 
-AttentionChoice = Literal["fused", "split-einsum", "keep"]
+AttentionChoice = Literal["fused", "split-einsum", "matmul", "keep"]
 ComputeUnits = Literal["all", "cpu-and-gpu", "cpu-and-ne", "cpu"]
 
 
@@ -52,26 +61,47 @@ POLICY: dict[tuple[ComputeUnits, bool], Choice] = {
     ("cpu", False): Choice("pack-gqa", _BELOW + "; matmuls are what it is written in", ("L8", "L16")),
 }
 
+# The same where layout-bc1s comes behind. The op and einsums of single heads take one layout only; the operands of a
+# matmul may be either way round, and heads stay one axis.
+LAID_OUT: dict[ComputeUnits, Choice] = {
+    "cpu-and-ne": Choice(
+        _MATMUL,
+        "two and more fused ops fail to compile for the Neural Engine; matmuls let the layout put keys first and "
+        "channels second: two transposes a layer where the op needs four, and einsums head by head as many products "
+        "as heads",
+        ("L9", "L21"),
+    ),
+}
+
 # What --attention writes in the place of the attention passes of a pipeline
 _WRITTEN: dict[str, str] = {
     "fused": "fuse-sdpa,pack-gqa",
     "split-einsum": "fuse-sdpa,decompose-sdpa{style=split-einsum}",
+    "matmul": "fuse-sdpa,decompose-sdpa{style=matmul}",
     "keep": "",
 }
 _OURS = ("fuse-sdpa", "pack-gqa", "decompose-sdpa")
 
 
-def attention_passes(compute_units: ComputeUnits = "all", *, fused_exists: bool = True) -> Choice:
-    """The row of :data:`POLICY` for a target. Raises PassError for compute units that Core ML does not have."""
+def attention_passes(
+    compute_units: ComputeUnits = "all", *, fused_exists: bool = True, laid_out: bool = False
+) -> Choice:
+    """The row of :data:`POLICY` for a target; with ``laid_out``, that of :data:`LAID_OUT` where there is one.
+
+    Raises PassError for compute units that Core ML does not have.
+    """
     if compute_units not in get_args(ComputeUnits):
         raise PassError(f"compute units are {', '.join(get_args(ComputeUnits))}, not {compute_units!r}")
+    if laid_out and fused_exists and compute_units in LAID_OUT:
+        return LAID_OUT[compute_units]
     return POLICY[compute_units, fused_exists]
 
 
 def with_attention(pipeline: Pipeline, choice: AttentionChoice) -> Pipeline:
     """``pipeline`` with the passes of ``choice`` for its own attention passes.
 
-    ``fused`` is the op with packed heads, ``split-einsum`` einsums head by head, ``keep`` what the model has.
+    ``fused`` is the op with packed heads, ``split-einsum`` einsums head by head, ``matmul`` two matmuls and a softmax
+    for all heads, ``keep`` what the model has.
     """
     if choice not in _WRITTEN:
         raise PassError(f"attention is {', '.join(_WRITTEN)}, not {choice!r}")

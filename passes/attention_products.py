@@ -38,22 +38,26 @@ def operand(op: Operation, side: str) -> Var:
 
 
 def read_operand(op: Operation, side: str) -> Axes:
-    """What the axes of an operand are; NoMatch where the operands differ in rank, or one is a vector."""
+    """What the axes of an operand are; NoMatch where the operands differ in rank."""
     ranks = {operand(op, each).rank for each in "xy"}
-    require(len(ranks) == 1 and min(ranks) > 1, "its operands are of ranks {}", sorted(ranks), at=op)
+    require(len(ranks) == 1, "its operands are of ranks {}", sorted(ranks), at=op)
     (rank,) = ranks
     if op.op_type == "einsum":  # nchw,nwhu->nchu is all that MIL has, and chw,whu->chu
         outer, inner = (-3, -1) if side == "x" else (-1, -3)
-        return Axes((-4, -2)[4 - rank :], outer, inner)
+        return Axes(_einsum_batch(rank), outer, inner)
     flipped = bool(constant(op.inputs[f"transpose_{side}"]))
     outer, inner = (-2, -1) if (side == "x") != flipped else (-1, -2)
     return Axes(tuple(range(-rank, -2)), outer, inner)
 
 
+def _einsum_batch(rank: int) -> tuple[int, ...]:
+    return (-4, -2) if rank == 4 else (-2,)
+
+
 def read_result(op: Operation) -> Result:
     rank = op.outputs[0].rank
     if op.op_type == "einsum":
-        return Result((-4, -2)[4 - rank :], -3, -1)
+        return Result(_einsum_batch(rank), -3, -1)
     return Result(tuple(range(-rank, -2)), -2, -1)
 
 
@@ -63,7 +67,7 @@ def permuted(op: Builder, var: Var, perm: tuple[int, ...]) -> Var:
     if axes == sorted(axes):
         return var
     made = var.op
-    if made is not None and made.op_type == "transpose" and constant(made.inputs["perm"]) is not None:
+    if made is not None and made.op_type == "transpose":
         inner = [int(each) % var.rank for each in constant(made.inputs["perm"])]
         var, axes = made.inputs["x"], [inner[each] for each in axes]
     if axes == sorted(axes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, NamedTuple
 
 from milopt.axes import axes_of
@@ -161,6 +162,7 @@ def _check_batches(query: Seen, key: Seen, value: Seen, batch: tuple[Any, ...], 
     if regrouped:
         known = not any(map(is_symbolic, (*batch, *ours, *theirs, *last)))
         require(known, "a batch of unknown size is regrouped")
+        require(len({prod(each) for each in (batch, ours, theirs, last)}) == 1, "a batch is broadcast and regrouped")
         return
     require(_broadcast(ours, theirs), "k: *B is {}, but {} before", theirs, ours, at=key.var)
     require(all(map(same_size, last, theirs)), "v: *B is {}, but {} before", last, theirs, at=value.var)

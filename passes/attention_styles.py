@@ -17,16 +17,19 @@ __all__ = ["Attention", "additive", "write_style"]
 MASKED = -4e4
 """What takes a key out: finite in fp16 with any score added, and exp(-4e4) is 0 in every format (constraint L10)."""
 
+# A key of the row with so high a mask, 3e4 above, is what the softmax sees. Where all are lower, their differences may
+# be what it is about, and stay.
+_KEPT = -1e4
+
 
 class Attention(NamedTuple):
-    """q (…, L, E), k and v (…, S, ·), each of whose heads ``groups`` heads of q share, an additive mask, a scale."""
+    """q (…, L, E), k and v (…, S, ·), each of whose heads ``groups`` heads of q share, and an additive mask."""
 
     query: Var
     key: Var
     value: Var
     mask: Var | None
-    groups: int
-    scale: float
+    groups: int = 1
 
 
 def additive(op: Builder, mask: Var, dtype: str) -> Var:
@@ -35,7 +38,7 @@ def additive(op: Builder, mask: Var, dtype: str) -> Var:
     if dtype_name(mask) == "bool":
         return chosen(op, mask, None, MASKED, dtype)
     values = constant(mask)
-    if values is not None and np.any(values < MASKED) and np.all(np.any(values >= MASKED, axis=-1)):
+    if values is not None and np.any(values < MASKED) and np.all(np.any(values >= _KEPT, axis=-1)):
         return once(op, "maximum", x=mask, y=number(MASKED))
     return mask
 
@@ -52,7 +55,7 @@ def write_style(op: Builder, style: str, site: Attention, shape: tuple[Any, ...]
         made = _grouped(op, site, shape)
     else:
         made = _products(op, site.query, site.key, site.value, site.mask)
-    return with_symbols(made, shape) if made.op in op.built else made
+    return with_symbols(made, shape)
 
 
 def _products(op: Builder, query: Var, key: Var, value: Var, mask: Var | None) -> Var:
@@ -76,9 +79,7 @@ def _grouped(op: Builder, site: Attention, shape: tuple[Any, ...]) -> Var:
         mask = reshaped(op, mask, (mine, site.groups, *shape_of(mask)[1:]))
     query = reshaped(op, site.query, (batch, mine, site.groups, rows, size))
     key, value = (_five(op, each) for each in (site.key, site.value))
-    made = _products(op, query, key, value, mask)
-    made = with_symbols(made, (batch, mine, site.groups, rows, shape[-1]))
-    return reshaped(op, made, shape)
+    return reshaped(op, _products(op, query, key, value, mask), shape)
 
 
 def _five(op: Builder, var: Var) -> Var:
@@ -96,7 +97,7 @@ def _heads(op: Builder, var: Var, axis: int) -> list[Var]:
 
 def _head_masks(op: Builder, mask: Var | None, heads: int, axis: int) -> list[Var | None]:
     """One mask for each head; ``axis`` counts from the end."""
-    if mask is None or mask.rank < -axis or shape_of(mask)[axis] == 1 or heads == 1:
+    if mask is None or mask.rank < -axis or shape_of(mask)[axis] == 1:
         return [mask] * heads
     return list(op.split(x=mask, num_splits=heads, axis=mask.rank + axis))
 
@@ -168,14 +169,6 @@ def _mask_rows(op: Builder, mask: Var | None, start: int, stop: int) -> Var | No
 
 def _rows(op: Builder, var: Var, start: int, stop: int) -> Var:
     """Rows ``start`` to ``stop``, of the axis before the last."""
-    rank = var.rank
-    begin, end, whole = [0] * rank, [0] * rank, [True] * rank
-    begin[-2], end[-2], whole[-2] = start, stop, False
-    inputs: dict[str, Any] = {
-        "x": var,
-        "begin": begin,
-        "end": end,
-        "begin_mask": np.array(whole),
-        "end_mask": np.array(whole),
-    }
-    return once(op, "slice_by_index", **inputs)
+    whole: Any = np.arange(var.rank) != var.rank - 2
+    begin, end = (np.where(whole, 0, at) for at in (start, stop))
+    return once(op, "slice_by_index", x=var, begin=begin, end=end, begin_mask=whole, end_mask=whole)

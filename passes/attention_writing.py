@@ -30,7 +30,7 @@ def write_fused(op: Builder, root: Operation, site: Site) -> Var:
     query = scaled(op, site.query.var, site.scale * sqrt(site.size))  # the op itself divides by sqrt(E)
     query, key, value, mask = standard(op, site, query)
     ours, theirs = site.query.shape[:-2], site.key.shape[:-2]
-    if not site.regrouped and not all(map(same_size, ours, theirs)):
+    if not all(map(same_size, ours, theirs)):
         return placed(op, root, site, _packed(op, query, key, value, mask, _groups(ours, theirs)))
     masks = {} if mask is None else {"attn_mask": mask}
     return placed(op, root, site, op.scaled_dot_product_attention(query=query, key=key, value=value, **masks))
@@ -70,13 +70,15 @@ def _of_rank(op: Builder, var: Var, rank: int) -> Var:
 
 def _like_query(op: Builder, factor: Var, site: Site) -> Var:
     """A factor per query, whose axes are those of masks, with the axes of q."""
-    rank = len(site.order)
-    require(not site.regrouped or factor.rank < 3, "a row without keys meets a batch that is regrouped", at=factor)
-    if site.query.order == site.order:
+    ours, theirs = site.query.order, site.order
+    if site.regrouped:
+        require(factor.rank < 3, "a row without keys meets a batch that is regrouped", at=factor)
+        ours, theirs = ours[-2:], theirs[-2:]
+    if ours == theirs:
         return factor
+    rank = len(ours)
     factor = _of_rank(op, factor, rank)
-    places = sorted(zip(site.query.order, site.order, strict=True))
-    perm = [axis % rank for _, axis in places]
+    perm = [axis % rank for _, axis in sorted(zip(ours, theirs, strict=True))]
     return factor if perm == sorted(perm) else once(op, "transpose", x=factor, perm=perm)
 
 
@@ -94,7 +96,7 @@ def placed(op: Builder, root: Operation, site: Site, made: Var) -> Var:
         made = reshaped(op, made, tuple(shape_of(old)[axis] for axis in site.out))
     back = sorted(range(old.rank), key=site.out.__getitem__)
     made = permuted(op, made, tuple(back))
-    return with_symbols(made, shape_of(old)) if made.op in op.built else made
+    return with_symbols(made, shape_of(old))
 
 
 def _without_dead_rows(op: Builder, site: Site, made: Var) -> Var:
@@ -164,8 +166,7 @@ def _moved_over(op: Builder, var: Var, scale: Operation) -> Var:
         found: Var = y if constant(x) is not None else x
         return found
     assert var.op is not None
-    inputs = {name: each for name, each in var.op.inputs.items() if each is not None}
-    inputs["x"] = _moved_over(op, inputs["x"], scale)
+    inputs = {**var.op.inputs, "x": _moved_over(op, var.op.inputs["x"], scale)}
     made: Var = getattr(op, var.op.op_type)(**inputs)
     return with_symbols(made, shape_of(var))
 
@@ -220,8 +221,7 @@ def grouped_mask(op: Builder, mask: Var, heads: int, groups: int, rows: Any) -> 
     """
     over: Any = shape_of(mask)
     require(len(over) < 5 and over[-3:-2] in ((), (1,), (heads,)), "the mask is of shape {}", over, at=mask)
-    per_head = over[-3:-2] == (heads,) and heads > 1
-    if per_head:
+    if over[-3:-2] == (heads,):
         mask = _repeat(op, mask, -2, rows) if over[-2] == 1 and rows != 1 else mask
         return reshaped(op, mask, (*over[:-3], heads // groups, groups * shape_of(mask)[-2], over[-1]))
     return mask if len(over) < 2 or over[-2] == 1 else _repeat(op, mask, -2, groups)

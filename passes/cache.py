@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeAlias
 
-from milopt.mil import Function, dtype_name, is_output, is_symbolic, shape_of, target
+from milopt.mil import Function, Operation, dtype_name, is_output, is_symbolic, shape_of, target
 from milopt.package import Model
 from milopt.passes.cache_advice import advice
+from milopt.passes.cache_combined import find_combined, read_combined
 from milopt.passes.cache_drafts import Draft, flexible_draft, open_masks, static_draft
-from milopt.passes.cache_pairs import Pair, find_combined, find_pairs, users_of, with_casts
+from milopt.passes.cache_pairs import Pair, find_pairs, users_of, with_casts
 from milopt.passes.cache_places import Layout, Wanted, planned
 from milopt.passes.cache_states import Plan
 from milopt.passes.cache_texts import describe_states, taken_texts
@@ -21,8 +22,6 @@ from milopt.signature import METADATA_KEY
 __all__ = ["KvToState", "Layout", "Pair", "Read", "find_pairs"]
 
 Read: TypeAlias = Literal["auto", "full", "prefix"]
-
-_COMBINED = "input {} holds the pasts of several tensors: give each an input of its own"
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,8 @@ class KvToState(Pass):
     3. nothing else may use a past input, nor depend on the order of the cache's columns (see :mod:`.slots`);
     4. a mask must hide the slots not written yet;
     5. sizes that change may be no part of the program's arithmetic;
-    6. each cached tensor, or the keys and values of a layer, must be an input of its own.
+    6. of an input that holds several cached tensors, those of all layers or of one, each must be a run of elements as
+       they are stored, and one output must hold what they become in the same order.
     """
 
     name: ClassVar[str] = "kv-to-state"
@@ -69,10 +69,8 @@ class KvToState(Pass):
         report = Report(self.name)
         drafts: dict[str, Draft] = {}
         for name, function in model.functions.items():
-            pairs = list(find_pairs(function))
+            pairs = self._pairs(name, function, report)
             report.tried += len(pairs)
-            for past, concat in find_combined(function):
-                report.decline(name, concat, _COMBINED, past)
             if not pairs:
                 report.notes.append(f"{name}: no output is a concat of an input and something new")
                 continue
@@ -103,6 +101,23 @@ class KvToState(Pass):
         report.notes += advice(model.functions, signature)
         return report
 
+    def _pairs(self, name: str, function: Function, report: Report) -> list[Pair]:
+        """The function's cached tensors in program order."""
+        pairs = list(find_pairs(function))
+        for past, concats in find_combined(function):
+            pairs += self._parts(name, function, past, concats, report)
+        order = {op: at for at, op in enumerate(function.operations)}
+        return sorted(pairs, key=lambda pair: order[pair.concat])
+
+    def _parts(self, name: str, function: Function, past: str, concats: list[Operation], report: Report) -> list[Pair]:
+        """The cached tensors that one input holds; none where they can't be told, and the report says why."""
+        try:
+            return read_combined(function, past, concats)
+        except NoMatch as why:  # 6
+            reason = f"input {past} holds the pasts of several tensors, and {why.text}"
+            report.decline(name, why.at or concats[0], reason, *why.arguments)
+            return []
+
     def _planned(self, name: str, draft: Draft, longest: int, model: Model, report: Report) -> Plan | None:
         try:
             wanted = Wanted(self.layout, self.update, self.context, self.position, longest)
@@ -127,6 +142,8 @@ class KvToState(Pass):
             require(same, "has {} new columns, but another cached tensor {}", pair.query, pairs[0].query, at=pair.var)
             short = pair.returned == "kept" and pair.kept < pair.query
             require(not short, "a call takes {} tokens, and the past keeps {}", pair.query, pair.kept, at=pair.var)
+            if pair.whole is not None:
+                continue
             past = function.inputs[pair.past]
             alone = users_of(past) == [pair.concat] and not any(map(is_output, with_casts(past)))
             require(alone, "the past is also used elsewhere", at=past)  # 3

@@ -73,7 +73,7 @@ def flexible_draft(function: Function, pairs: list[Pair]) -> Draft:
     for pair in pairs:
         require(kinds[pair.past], "is it a key or a value?", at=pair.var)
         require(pair.returned != "kept", "its shape is not static", at=pair.var)
-    masks = tuple(open_masks(function, {pair.past for pair in pairs}))
+    masks = tuple(open_masks(function, {pair.input for pair in pairs}))
     require(masks, "no mask tells how many columns there are")
     return Draft(function, pairs, kinds, [Group(tuple(pairs), masks, {})], prefix=True)
 

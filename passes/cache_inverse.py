@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from milopt.mil import (
     Var,
     add_input,
     declare_range,
+    dtype_name,
     get_new_symbol,
     is_state,
     remove_if_dead,
@@ -32,7 +34,8 @@ from milopt.passes.resizing import require_resizable, resize
 from milopt.passes.slots import components, follow
 from milopt.pipeline import Pass
 from milopt.reports import NoMatch, Report, require
-from milopt.signature import METADATA_KEY, CacheSignature, CacheSlot
+from milopt.signature import METADATA_KEY, CacheSignature, CacheSlot, Combined, outer
+from milopt.signature_layout import LAYOUT_KEY, LayoutSignature
 
 __all__ = ["StateToKv"]
 
@@ -90,7 +93,21 @@ class StateToKv(Pass):
             report.applied += len(plan.written)
             describe_pasts(model, name, report.signature, own=said is not None)
         model.metadata.pop(METADATA_KEY, None)
+        _hand_on(model, report)
         return report
+
+
+def _hand_on(model: Model, report: Report) -> None:
+    """Say of the pasts what was said of the states: in which order their axes are."""
+    relaid, cache = LayoutSignature.from_metadata(model.metadata), report.signature
+    if relaid is None or cache is None:
+        return
+    shapes = {
+        name: {var.name: tuple(shape_of(var)) for var in (*function.inputs.values(), *function.outputs)}
+        for name, function in model.functions.items()
+    }
+    report.signature = relaid.public_cache(cache)
+    model.metadata[LAYOUT_KEY] = relaid.handed_on(cache, shapes).to_json()
 
 
 @dataclass(frozen=True)
@@ -106,19 +123,27 @@ class _Plan:
         function, signature = self.function, self.signature
         taken = {*value_names(function)}
         outputs = [*function.outputs]
+        pasts: dict[str, Var] = {}
+        parts: dict[Combined, dict[int, Var]] = {}
         for each, slot in zip(self.written, signature.slots, strict=True):
-            op, axis = Builder(each.update, taken), signature.axis_of(slot)
+            op, axis, combined = Builder(each.update, taken), signature.axis_of(slot), signature.whole_of(slot.past)
             shape = list(shape_of(each.new))
             shape[axis] = get_new_symbol() if signature.prefix else slot.kept or signature.context - shape[axis]
-            past = add_input(function, slot.past, shape, slot.dtype)
-            if signature.prefix:
-                most = signature.context - 1
-                declare_range(function, slot.past, axis, 1, most, signature.context - min(_USUAL, most))
-            held = past if slot.dtype == "fp16" else op.cast(x=past, dtype="fp16")
-            inner = slot.returned == "all" and slot.dtype == "fp16"
+            if combined is not None:
+                held = _part(op, self._combined(combined, shape[axis], slot.dtype, pasts), combined, slot.past, shape)
+            else:
+                past = self._past(slot.past, shape, axis, slot.dtype)
+                held = past if slot.dtype == "fp16" else op.cast(x=past, dtype="fp16")
+            inner = slot.returned == "all" and slot.dtype == "fp16" and combined is None
             whole = op.concat(values=[held, each.new], axis=axis, **({"name": slot.present} if inner else {}))
             replace_uses(each.read, with_symbols(whole, shape_of(each.read)) if signature.prefix else whole)
-            outputs.append(whole if inner else _present(op, slot, whole, each.new, axis))
+            if combined is not None:
+                number = _number(slot.past)
+                parts.setdefault(combined, {})[number] = _returned(op, slot, whole, each.new, axis)
+            else:
+                outputs.append(whole if inner else _present(op, slot, whole, each.new, axis))
+        for combined, values in parts.items():
+            outputs.append(self._together(combined, values, taken))
         function.set_outputs(outputs)
         for each in reversed(self.written):
             _forget(each.update)
@@ -129,18 +154,82 @@ class _Plan:
         for axes, size in self.axes:
             resize(function, axes, size, taken)
 
+    def _past(self, name: str, shape: Sequence[Any], axis: int, dtype: str) -> Var:
+        """A new input, with the range of its slots where their number is open."""
+        past = add_input(self.function, name, shape, dtype)
+        if self.signature.prefix:
+            most = self.signature.context - 1
+            usual = self.signature.context - min(_USUAL, most)
+            declare_range(self.function, name, axis, 1, most, usual)
+        return past
+
+    def _combined(self, combined: Combined, slots: Any, dtype: str, pasts: dict[str, Var]) -> Var:
+        """The input that holds several cached tensors; made once."""
+        if combined.past not in pasts:
+            shape = [dim or slots for dim in combined.shape]
+            pasts[combined.past] = self._past(combined.past, shape, combined.axis, dtype)
+        return pasts[combined.past]
+
+    def _together(self, combined: Combined, values: dict[int, Var], taken: set[str]) -> Var:
+        """The output that holds what they became, by their numbers."""
+        order = {op: at for at, op in enumerate(self.function.operations)}
+        op = Builder(max((each.update for each in self.written), key=lambda update: order[update]), taken)
+        dtypes = {slot.dtype for slot in self.signature.slots if self.signature.whole_of(slot.past) == combined}
+        stacked = op.stack(values=[values[at] for at in sorted(values)], axis=0)
+        shape = [dim or -1 for dim in combined.shape]
+        made: Var
+        if dtypes == {"fp16"}:
+            made = op.reshape(x=stacked, shape=shape, name=combined.present)
+        else:
+            made = op.cast(x=op.reshape(x=stacked, shape=shape), dtype=next(iter(dtypes)), name=combined.present)
+        return made
+
+
+def _number(name: str) -> int:
+    """The place of a cached tensor among those that one input holds."""
+    return int(name.partition("[")[2].rstrip("]"))
+
+
+def _part(op: Builder, past: Var, combined: Combined, name: str, shape: Sequence[Any]) -> Var:
+    """One of the cached tensors that an input holds, as fp16; of ``shape``, whose size of slots may be open."""
+    rows = op.reshape(x=past, shape=[combined.count, *(dim or -1 for dim in combined.part)])
+    at = _number(name)
+    rank = rows.rank
+    cut = op.slice_by_index(
+        x=rows,
+        begin=np.array([at, *[0] * (rank - 1)], np.int32),
+        end=np.array([at + 1, *[0] * (rank - 1)], np.int32),
+        end_mask=[False, *[True] * (rank - 1)],
+        squeeze_mask=[True, *[False] * (rank - 1)],
+    )
+    cut = with_symbols(cut, tuple(shape))
+    held: Var = cut if dtype_name(cut) == "fp16" else op.cast(x=cut, dtype="fp16")
+    return held
+
+
+def _returned(op: Builder, slot: CacheSlot, whole: Var, new: Var, axis: int, **name: str) -> Var:
+    """What a present is of all columns: these, the last of them, or the new ones."""
+    if slot.returned == "new":
+        return new
+    if slot.returned == "all":
+        return whole
+    begin, end = np.zeros(whole.rank, np.int32), np.array(shape_of(whole), np.int32)
+    begin[axis] = end[axis] - slot.kept
+    tail: Var = op.slice_by_index(x=whole, begin=begin, end=end, **name)
+    return tail
+
 
 def _present(op: Builder, slot: CacheSlot, whole: Var, new: Var, axis: int) -> Var:
     """The output, where it is not just all columns."""
-    value, final = whole, slot.dtype == "fp16"
-    name = {"name": slot.present} if final else {}
-    if slot.returned == "new":
-        value = new if new.name == slot.present else op.identity(x=new, **name)
-    elif slot.returned == "kept":
-        begin, end = np.zeros(whole.rank, np.int32), np.array(shape_of(whole), np.int32)
-        begin[axis] = end[axis] - slot.kept
-        value = op.slice_by_index(x=whole, begin=begin, end=end, **name)
-    return value if final else op.cast(x=value, dtype=slot.dtype, name=slot.present)
+    final = slot.dtype == "fp16"
+    value = _returned(op, slot, whole, new, axis, **({"name": slot.present} if final else {}))
+    if not final:
+        cast: Var = op.cast(x=value, dtype=slot.dtype, name=slot.present)
+        return cast
+    if slot.returned == "new" and value.name != slot.present:
+        made: Var = op.identity(x=value, name=slot.present)
+        return made
+    return value
 
 
 def _forget(update: Operation) -> None:
@@ -164,8 +253,12 @@ def _plan(function: Function, said: CacheSignature | None) -> _Plan:
     axes: list[tuple[dict[Var, int], int]] = []
     for each, slot in zip(ordered, signature.slots, strict=True):
         same = (each.rows, each.axis, each.prefix) == (slot.rows, signature.axis_of(slot), signature.prefix)
+        if (whole := signature.whole_of(slot.past)) is not None:
+            part = [*shape_of(each.new)]
+            part[each.axis] = 0
+            same = same and tuple(part) == whole.part
         require(same, "is not written as the package's metadata say", at=each.update)
-        for name in (slot.past, slot.present):
+        for name in (outer(slot.past), outer(slot.present)):
             free = name not in names or (slot.returned == "new" and each.new.name == name)
             require(free, "there is a value named {} already", name, at=each.update)
     position = function.inputs.get(signature.position) if signature.position else None

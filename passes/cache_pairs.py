@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from milopt.mil import Function, Operation, Var, constant, is_output, is_symbolic, shape_of
-from milopt.signature import Returned
+from milopt.signature import Combined, Returned, outer
 
-__all__ = ["Pair", "find_combined", "find_pairs", "kind_of", "users_of", "with_casts"]
+__all__ = ["Pair", "find_pairs", "is_tail", "kind_of", "users_of", "with_casts"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class Pair:
     """One cached tensor, ``present = concat(past, new)`` along ``axis``: an input goes in, an output comes out.
 
     ``returned`` says what the output is: ``all`` columns; the last of them, ``kept``, as many as the past has; or the
-    ``new`` ones alone.
+    ``new`` ones alone. ``tails`` are ops on the way there that need no answer for the order of columns. Where an input
+    holds several cached tensors, ``whole`` is it, and ``past`` and ``present`` are the names that this one has there.
     """
 
     past: str
@@ -27,6 +28,22 @@ class Pair:
     axis: int
     returned: Returned = "all"
     tails: tuple[Operation, ...] = ()
+    whole: Combined | None = None
+
+    @property
+    def input(self) -> str:
+        """The name of the input that holds the past."""
+        return outer(self.past)
+
+    @property
+    def output(self) -> str:
+        """The name of the output that holds the present."""
+        return outer(self.present)
+
+    @property
+    def label(self) -> str:
+        """The present's name, for values that are made of it."""
+        return self.present.replace("[", "_").replace("]", "")
 
     @property
     def var(self) -> Var:
@@ -59,42 +76,15 @@ def find_pairs(function: Function) -> Iterator[Pair]:
             yield Pair(past, found[0], op, op.values[1], axis, found[1], found[2])
 
 
-# how an input that holds the pasts of several layers is taken apart, and how their presents are put together again
-_PARTS = frozenset({"gather", "slice_by_index", "slice_by_size", "split"})
-_MOVES = frozenset({"cast", "expand_dims", "identity", "reshape", "squeeze", "transpose"})
-_JOINS = frozenset({"concat", "stack"})
-
-
-def find_combined(function: Function) -> Iterator[tuple[str, Operation]]:
-    """Inputs of which parts are pasts, ``present = concat(part, new)``, with one such concat; they are no pairs."""
-    found: dict[str, Operation] = {}
-    for op in function.operations:
-        if op.op_type != "concat" or len(op.values) != 2 or constant(op.interleave):
-            continue
-        var: Var = op.values[0]
-        cut = False
-        while var.op is not None and var.op.op_type in _PARTS | _MOVES:
-            cut, var = cut or var.op.op_type in _PARTS, var.op.x
-        if cut and function.inputs.get(var.name) is var and _goes_out(op.outputs[0]):
-            found.setdefault(var.name, op)
-    yield from found.items()
-
-
-def _goes_out(var: Var) -> bool:
-    """Whether a value, moved or beside others, is an output."""
-    onwards = (user.outputs[0] for user in dict.fromkeys(var.child_ops) if user.op_type in _MOVES | _JOINS)
-    return is_output(var) or any(map(_goes_out, onwards))
-
-
 def _returned(function: Function, concat: Operation, axis: int) -> tuple[str, Returned, tuple[Operation, ...]] | None:
     """The output that a concat's columns leave by: its name, what it holds, and the slices on the way."""
     whole, (past, new) = concat.outputs[0], concat.values
     if (name := _output_of(function, whole)) is not None:
         return name, "all", ()
     for user in users_of(whole):
-        if user.op_type == "slice_by_index" and _is_tail(user, axis, shape_of(past)[axis]):
+        if user.op_type == "slice_by_index" and is_tail(user, axis, shape_of(past)[axis]):
             name = _output_of(function, user.outputs[0])
-            if name is not None:
+            if name is not None and not users_of(user.outputs[0]):
                 return name, "kept", (user,)
     if (name := _output_of(function, new)) is not None and not is_output(whole):
         return name, "new", ()
@@ -105,15 +95,19 @@ def _output_of(function: Function, var: Var) -> str | None:
     return next((each.name for each in with_casts(var) if function in each.consuming_blocks), None)
 
 
-def _is_tail(op: Operation, axis: int, columns: Any) -> bool:
+def is_tail(op: Operation, axis: int, columns: Any) -> bool:
     """Whether a slice takes the last ``columns`` of ``axis`` and all of every other."""
     before, after = shape_of(op.x), shape_of(op.outputs[0])
     if len(before) != len(after) or after[axis] != columns or is_symbolic(columns) or is_symbolic(before[axis]):
         return False
     if any(a != b for at, (a, b) in enumerate(zip(before, after, strict=True)) if at != axis):
         return False
-    begin, stride = constant(op.begin), constant(op.inputs.get("stride"))
-    if begin is None or (stride is not None and any(int(each) != 1 for each in stride)):
+    begin, stride, first = (constant(op.inputs.get(name)) for name in ("begin", "stride", "begin_mask"))
+    if (
+        begin is None
+        or (first is not None and first[axis])
+        or (stride is not None and any(int(each) != 1 for each in stride))
+    ):
         return False
     return int(begin[axis]) % int(before[axis]) == int(before[axis]) - int(columns)
 

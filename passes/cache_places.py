@@ -58,6 +58,8 @@ def planned(draft: Draft, options: Wanted, metadata: Mapping[str, str]) -> Plan:
     if taken is not None and not counts:
         masks = tuple(dict.fromkeys((options.position, *masks)))
     signature = CacheSignature(slots, position, masks, context, axis, turning, draft.prefix, counts)
+    wholes = dict.fromkeys(pair.whole for pair in draft.pairs if pair.whole is not None)
+    signature = replace(signature, combined=tuple(wholes))
     for group in draft.groups:
         size = rings[group.pairs[0].past] or context
         if not draft.prefix and group.pairs[0].columns != size:
@@ -148,7 +150,7 @@ def _slots(draft: Draft, layout: Layout, rings: dict[str, int], context: int) ->
             ring=rings[pair.past],
             kept=pair.kept,
             returned=pair.returned,
-            dtype=dtype_name(draft.function.inputs[pair.past]),
+            dtype=dtype_name(draft.function.inputs[pair.input]),
         )
 
 

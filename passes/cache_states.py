@@ -80,7 +80,8 @@ class Plan:
             current[slot.state] = op.coreml_update_state(state=states[slot.state], value=written)
             replace_uses(pair.var, self._read(op, pair, slot, current[slot.state], end))
             remove_if_dead([pair.concat])
-            remove_input(function, pair.past)
+        for name in dict.fromkeys(pair.input for pair in self.pairs):
+            remove_input(function, name)
         remove_if_dead([var.op for var in (end,) if var.op is not None])
         rings = {slot.past: slot.ring for slot in signature.slots}
         for group in self.groups:
@@ -91,7 +92,7 @@ class Plan:
                 resize(function, axes, size, self._taken)
 
     def _drop_presents(self) -> None:
-        presents = {pair.present for pair in self.pairs}
+        presents = {pair.output for pair in self.pairs}
         dropped = [var for var in self.function.outputs if var.name in presents]
         self.function.set_outputs([var for var in self.function.outputs if var.name not in presents])
         makers = [var.op for var in dropped if var.op is not None]
@@ -167,15 +168,15 @@ class Plan:
         if placing is None:
             placed = pair.new
         elif pair.axis == rank - 1:
-            placed = op.matmul(x=pair.new, y=placing, transpose_y=True, name=f"{pair.present}_placed")
+            placed = op.matmul(x=pair.new, y=placing, transpose_y=True, name=f"{pair.label}_placed")
         elif pair.axis == rank - 2:
-            placed = op.matmul(x=placing, y=pair.new, name=f"{pair.present}_placed")
+            placed = op.matmul(x=placing, y=pair.new, name=f"{pair.label}_placed")
         else:
-            placed = op.gather(x=pair.new, indices=placing, axis=pair.axis, name=f"{pair.present}_placed")
+            placed = op.gather(x=pair.new, indices=placing, axis=pair.axis, name=f"{pair.label}_placed")
         first, last = _rows(slot, whole)
         alone = shape_of(state)[0] == slot.rows
         held = state if alone else op.slice_by_index(x=state, begin=first, end=last)
-        blended: Var = op.select(cond=fresh, a=placed, b=held, name=f"{pair.present}_blended")
+        blended: Var = op.select(cond=fresh, a=placed, b=held, name=f"{pair.label}_blended")
         if alone:
             return blended
         updated: Var = op.slice_update(x=state, update=blended, begin=first, end=last)
@@ -188,7 +189,7 @@ class Plan:
         ``None`` where there is one token.
         """
         size, rank, query = slot.ring or self.signature.context, pair.var.rank, pair.query
-        key = (size, rank, pair.axis)
+        key = (size, slot.ring, rank, pair.axis)
         if key in self._fresh:
             return self._fresh[key]
         slots = np.arange(size, dtype=np.int32)
@@ -201,14 +202,14 @@ class Plan:
             behind = op.less(x=offset, y=np.array([query], np.int32))
             fresh = op.logical_and(x=op.greater_equal(x=offset, y=np.array([0], np.int32)), y=behind)
         beside = [at for at in range(rank) if at != pair.axis]
-        fresh = op.expand_dims(x=fresh, axes=beside, name=f"{pair.present}_fresh")
+        fresh = op.expand_dims(x=fresh, axes=beside, name=f"{pair.label}_fresh")
         placing: Var | None = None
         if query > 1 and pair.axis < rank - 2:
             placing = op.minimum(x=op.maximum(x=offset, y=np.int32(0)), y=np.int32(query - 1))
         elif query > 1:
             equal = op.equal(x=op.expand_dims(x=offset, axes=[1]), y=np.arange(query, dtype=np.int32)[None])
             placing = op.cast(x=equal, dtype="fp16")
-            placing = op.expand_dims(x=placing, axes=list(range(rank - 2)), name=f"{pair.present}_placing")
+            placing = op.expand_dims(x=placing, axes=list(range(rank - 2)), name=f"{pair.label}_placing")
         self._fresh[key] = fresh, placing
         return self._fresh[key]
 
@@ -216,7 +217,7 @@ class Plan:
         """The slots that attention looks at: all, or those up to the new tokens."""
         whole = self._whole(pair, slot)
         first, last = _rows(slot, whole)
-        name = f"{pair.present}_slots"
+        name = f"{pair.label}_slots"
         if not self.signature.prefix:
             read: Var = op.slice_by_index(x=state, begin=first, end=last, name=name)
             return read

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from milopt.mil import shape_of
 from milopt.package import Model
-from milopt.signature import CacheSignature
+from milopt.signature import CacheSignature, outer
 
 __all__ = ["Texts", "describe_pasts", "describe_states", "taken_texts"]
 
@@ -14,7 +14,7 @@ Texts = tuple[tuple[str, tuple[str, ...]], ...]
 
 def taken_texts(model: Model, signature: CacheSignature) -> Texts:
     """What the model says of inputs and outputs that go, or whose meaning changes, for the way back."""
-    names = [each for slot in signature.slots for each in (slot.past, slot.present)]
+    names = dict.fromkeys(outer(each) for slot in signature.slots for each in (slot.past, slot.present))
     said: dict[str, list[str]] = {}
     for name in (*names, *signature.masks):
         texts = (model.text_of(function, name) for function in model.functions)
@@ -58,7 +58,7 @@ def _position_text(signature: CacheSignature) -> str:
 def describe_pasts(model: Model, function: str, signature: CacheSignature, *, own: bool) -> None:
     """Say again what was said before kv-to-state; of a program that is not its ``own`` work, what mask columns are."""
     texts = {name: text for text, names in signature.texts for name in names}
-    for name in (each for slot in signature.slots for each in (slot.past, slot.present)):
+    for name in dict.fromkeys(outer(each) for slot in signature.slots for each in (slot.past, slot.present)):
         if name in texts:
             model.describe(function, name, texts[name])
     if signature.prefix:

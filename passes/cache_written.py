@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from milopt.mil import Function, Operation, Var, constant, dtype_name, is_constant, is_output, is_state, shape_of
+from milopt.mil import Function, Operation, Var, constant, is_constant, is_output, is_state, shape_of
 from milopt.reports import require
 
 __all__ = ["Written", "find_written"]
@@ -40,9 +40,6 @@ def find_written(function: Function) -> list[Written]:
     found: list[Written] = []
     states = {name: var for name, var in function.inputs.items() if is_state(var)}
     for name, state in states.items():
-        for user in state.child_ops:
-            known = user.op_type in ("read_state", "coreml_update_state")
-            require(known, "{} uses state {} in its own way", user.op_type, name, at=user)
         reads = [user for user in state.child_ops if user.op_type == "read_state"]
         require(len(reads) == 1, "state {} is read {} times", name, len(reads), at=state)
         current = reads[0].outputs[0]
@@ -63,42 +60,51 @@ def find_written(function: Function) -> list[Written]:
 
 
 def _written(function: Function, name: str, state: Var, current: Var, update: Operation) -> Written:
-    value: Var = update.value
-    maker = value.op
-    assert maker is not None
     whole = [int(dim) for dim in shape_of(state)]
-    row, rows, blend = 0, whole[0], maker
-    slot_begin: list[Any] | None = None
-    behind: Any = None
+    row, rows = 0, whole[0]
+    maker: Operation | None = update.value.op
     writers: list[Operation] = []
-    if maker.op_type == "slice_update":
-        require(maker.x is current, "it is not written to what the state holds", at=maker)
-        begin, end = _entries(maker.begin), _entries(maker.end)
-        which = _masked(maker)
-        require(which is None, "its {} says more than where it is written", which, at=maker)
-        require(isinstance(begin[0], int) and isinstance(end[0], int), "its rows are computed", at=maker)
-        row, rows = int(begin[0]), int(end[0]) - int(begin[0])
-        computed = [at for at, each in enumerate(begin) if not isinstance(each, int)]
+    computed: tuple[int, Any, Any] | None = None
+    if maker is not None and maker.op_type == "slice_update":
+        row, rows, computed = _sliced(maker, current, whole)
         writers.append(maker)
-        if computed:
-            require(len(computed) == 1, "several of its axes are computed", at=maker)
-            slot_begin, blend, behind = begin, maker, end[computed[0]]
-            rest = [at for at in range(1, len(whole)) if at != computed[0]]
-            entire = all(begin[at] == 0 and end[at] == whole[at] for at in rest)
-            require(entire, "it is written to part of an axis", at=maker)
-        else:
-            assert maker.update.op is not None
-            blend = maker.update.op
-    new, axis, more = (maker.update, _computed(slot_begin), ()) if slot_begin else _blended(blend, update)
+        maker = maker.update.op
     first, last = [row, *[0] * (len(whole) - 1)], [row + rows, *whole[1:]]
-    position = _position(function, slot_begin[axis]) if slot_begin else None
-    found = Written(name, row, rows, axis, update, new, update.outputs[0], (*writers, *more), position)
+    if computed is None:
+        new, axis, more = _blended(maker, update)
+        require(_is_held(more[0].b, current, first, last), "what it keeps is not what the state held", at=more[0])
+        found = Written(name, row, rows, axis, update, new, update.outputs[0], (*writers, *more), None)
+    else:
+        axis, start, _ = computed
+        position, new = _position(function, start), writers[0].update
+        found = Written(name, row, rows, axis, update, new, update.outputs[0], tuple(writers), position)
     if (read := _read(update, first, last)) is not None:
         return replace(found, read=read)
-    if slot_begin and (read := _read(update, first, [*last[:axis], behind, *last[axis + 1 :]])) is not None:
-        return replace(found, read=read, prefix=True)
+    if computed is not None:
+        upto = [*last[:axis], computed[2], *last[axis + 1 :]]
+        if (read := _read(update, first, upto)) is not None:
+            return replace(found, read=read, prefix=True)
     require(rows == whole[0] and found.read.child_ops, "what it holds is not read back", at=update)
     return found
+
+
+def _sliced(maker: Operation, current: Var, whole: list[int]) -> tuple[int, int, tuple[int, Any, Any] | None]:
+    """The first row of a write by slice, how many, and the axis, begin and end that are computed, if any are."""
+    require(maker.x is current, "it is not written to what the state holds", at=maker)
+    begin, end = _entries(maker.begin), _entries(maker.end)
+    which = _masked(maker)
+    require(which is None, "its {} says more than where it is written", which, at=maker)
+    require(isinstance(begin[0], int) and isinstance(end[0], int), "its rows are computed", at=maker)
+    row, rows = int(begin[0]), int(end[0]) - int(begin[0])
+    computed = [at for at, each in enumerate(begin) if not isinstance(each, int)]
+    if not computed:
+        return row, rows, None
+    require(len(computed) == 1, "several of its axes are computed", at=maker)
+    (axis,) = computed
+    rest = [at for at in range(1, len(whole)) if at != axis]
+    entire = all(begin[at] == 0 and end[at] == whole[at] for at in rest)
+    require(entire, "it is written to part of an axis", at=maker)
+    return row, rows, (axis, begin[axis], end[axis])
 
 
 def _writers_of(written: Written) -> set[Operation | None]:
@@ -117,33 +123,37 @@ def _check_users(written: Written, following: Written | None) -> None:
     require(alone, "what it holds is also used otherwise", at=written.update)
 
 
-def _computed(begin: list[Any] | None) -> int:
-    assert begin is not None
-    return next(at for at, each in enumerate(begin) if not isinstance(each, int))
-
-
-def _blended(op: Operation, update: Operation) -> tuple[Var, int, tuple[Operation, ...]]:
+def _blended(op: Operation | None, update: Operation) -> tuple[Var, int, tuple[Operation, ...]]:
     """The new tokens of a write that selects in every slot, and the axis of the slots."""
-    require(op.op_type == "select", "it is not known how it is written", at=update)
+    require(op is not None and op.op_type == "select", "it is not known how it is written", at=update)
+    assert op is not None
     fresh = shape_of(op.cond)
-    (axis,) = [at for at, dim in enumerate(fresh) if dim != 1] or [len(fresh) - 2]
+    axes = [at for at, dim in enumerate(fresh) if dim != 1] or [len(fresh) - 2]
+    require(len(axes) == 1, "several of its axes are chosen from", at=op)
     placed: Var = op.a
     maker = placed.op
     if maker is not None and maker.op_type == "matmul" and maker.outputs[0].name.endswith("_placed"):
         new = maker.x if bool(constant(maker.transpose_y)) else maker.y
-        return new, axis, (op, maker)
+        return new, axes[0], (op, maker)
     if maker is not None and maker.op_type == "gather" and maker.outputs[0].name.endswith("_placed"):
-        return maker.x, axis, (op, maker)
-    return placed, axis, (op,)
+        return maker.x, axes[0], (op, maker)
+    return placed, axes[0], (op,)
+
+
+def _is_held(var: Var, current: Var, first: list[Any], last: list[Any]) -> bool:
+    """Whether ``var`` is what the state holds in the rows from ``first`` to ``last``."""
+    return var is current or (var.op is not None and var.op.inputs.get("x") is current and _takes(var.op, first, last))
 
 
 def _read(update: Operation, first: list[Any], last: list[Any]) -> Var | None:
     """What attention sees of the rows just written: the slice from ``first`` to ``last``."""
-    for user in update.outputs[0].child_ops:
-        known = user.op_type == "slice_by_index" and _masked(user) is None and _is_told(user.begin, user.end)
-        if known and _same(_entries(user.begin), first) and _same(_entries(user.end), last):
-            return user.outputs[0]
-    return None
+    return next((user.outputs[0] for user in update.outputs[0].child_ops if _takes(user, first, last)), None)
+
+
+def _takes(op: Operation, first: list[Any], last: list[Any]) -> bool:
+    """Whether an op is the slice from ``first`` to ``last``."""
+    known = op.op_type == "slice_by_index" and _masked(op) is None and all(map(_is_told, (op.begin, op.end)))
+    return known and [_entries(op.begin), _entries(op.end)] == [first, last]
 
 
 def _masked(op: Operation) -> str | None:
@@ -155,17 +165,9 @@ def _masked(op: Operation) -> str | None:
     return None if stride is None or all(int(each) == 1 for each in stride) else "stride"
 
 
-def _same(entries: list[Any], wanted: list[Any]) -> bool:
-    """Whether the numbers are equal, and what is computed is the same value."""
-    return len(entries) == len(wanted) and all(
-        one == other if isinstance(one, int) and isinstance(other, int) else one is other
-        for one, other in zip(entries, wanted, strict=True)
-    )
-
-
-def _is_told(*vectors: Var) -> bool:
-    """Whether :func:`_entries` can say what they hold."""
-    return all(is_constant(each) or (each.op is not None and each.op.op_type == "concat") for each in vectors)
+def _is_told(vector: Var) -> bool:
+    """Whether :func:`_entries` can say what it holds."""
+    return is_constant(vector) or (vector.op is not None and vector.op.op_type == "concat")
 
 
 def _entries(vector: Var) -> list[Any]:
@@ -186,8 +188,8 @@ def _entries(vector: Var) -> list[Any]:
 
 
 def _position(function: Function, var: Var) -> str | None:
-    """The int32 input that is the first slot."""
+    """The input that is the first slot; a slice takes int32."""
     while var.op is not None and var.op.op_type in ("squeeze", "reshape", "expand_dims", "identity"):
         var = var.op.x
     known = next((name for name, each in function.inputs.items() if each is var), None)
-    return known if known is not None and dtype_name(var) == "int32" and shape_of(var) == (1,) else None
+    return known if shape_of(var) == (1,) else None

@@ -74,7 +74,7 @@ class ClientContract(Pass):
             if signature is None:
                 signature = self._with_states(model, function, report)
         except NoMatch as why:
-            report.decline(name, why.at or "", why.text, *why.arguments)
+            report.decline(name, why.at, why.text, *why.arguments)
             return report
         if signature is None:
             return report
@@ -104,7 +104,7 @@ class ClientContract(Pass):
     def _with_states(self, model: Model, function: Function, report: Report) -> CacheSignature | None:
         """The signature of the program after its cache became states; ``None``, with the reasons, where it can't."""
         position = next(name for name in _free("current_pos") if name not in function.inputs)
-        made = KvToState(read="prefix", context=self.context, position=position).run(model)
+        made = KvToState(context=self.context, position=position).run(model)
         report.misses += made.misses
         report.notes += made.notes
         return made.signature

@@ -85,10 +85,10 @@ class DecomposeAttention(Rule[Attention]):
         shape = shape_of(m.q)
         require(not is_symbolic(shape[-1]), "the head size is not known", at=m.q)
         _check_style(self._style, shape, self._rows, fused=True, at=m.q)
-        return _unrepeated(Attention(m.q, m.k, m.v, m.mask, 1, 1 / sqrt(shape[-1])), self._style)
+        return _unrepeated(Attention(m.q, m.k, m.v, m.mask), self._style)
 
     def rewrite(self, op: Builder, m: Match, facts: Attention, /) -> Var:
-        query = scaled(op, facts.query, facts.scale, note=_ROUNDED)
+        query = scaled(op, facts.query, 1 / sqrt(shape_of(facts.query)[-1]), note=_ROUNDED)
         mask = None if facts.mask is None else additive(op, facts.mask, dtype_name(query))
         made = facts._replace(query=query, mask=mask)
         return write_style(op, self._style, made, shape_of(m.root.outputs[0]), self._rows)
@@ -119,14 +119,14 @@ class RestyleAttention(WrittenOut[Site]):
         query, key, value, mask = standard(op, facts, query)
         if mask is not None:
             mask = additive(op, mask, dtype_name(query))
-        made = _unrepeated(Attention(query, key, value, mask, 1, 1.0), self._style)
+        made = _unrepeated(Attention(query, key, value, mask), self._style)
         shape = (*shape_of(query)[:-1], shape_of(value)[-1])
         return placed(op, m.root, facts, write_style(op, self._style, made, shape, self._rows))
 
 
 def _unrepeated(site: Attention, style: Style) -> Attention:
     """``site`` with keys and values as they are before heads that share them repeat them."""
-    if site.query.rank != 4 or style == "sliced-q":
+    if style == "sliced-q":
         return site
     key, value = shared_heads(site.key), shared_heads(site.value)
     if key is None or value is None or key.groups != value.groups:

@@ -7,13 +7,14 @@ from typing import Any, ClassVar, NamedTuple
 
 from milopt.building import Builder
 from milopt.matching import Match
-from milopt.mil import Var, constant, is_symbolic, shape_of
+from milopt.mil import Var, constant, shape_of
 from milopt.package import Model
 from milopt.passes.attention_products import reshaped
 from milopt.passes.attention_writing import grouped_mask
 from milopt.passes.gqa_shared import shared_heads
 from milopt.passes.gqa_written import NOTHING, PackAttention
 from milopt.passes.repeats import FoldTile, known_size, told
+from milopt.passes.tiles import fold_tiles
 from milopt.pattern import Ops, Value
 from milopt.pipeline import RulePass
 from milopt.reports import Report, require
@@ -43,7 +44,9 @@ class PackGqa(RulePass):
         return (PackHeads(), PackProduct(), PackAttention(), FoldTile())
 
     def run(self, model: Model) -> Report:
+        folded = fold_tiles(model)
         report = told(super().run(model))
+        report.applied += folded
         # a product of anything, and attention that was packed, repeat nothing
         quiet = (_NO_COPY, NOTHING) if report.applied else (_NO_COPY,)
         report.misses = [miss for miss in report.misses if miss.text not in quiet]
@@ -76,8 +79,7 @@ class PackHeads(Rule[Facts]):
         assert value is not None
         require(key.groups == value.groups, "keys are repeated {} times, values {}", key.groups, value.groups)
         shape = tuple(known_size(m.q, axis) if axis == 1 else dim for axis, dim in enumerate(shape_of(m.q)))
-        require(len(shape) == 4, "q is of rank {}, not 4", len(shape), at=m.q)
-        require(not is_symbolic(shape[1]) and shape[1] % key.groups == 0, "q has {} heads", shape[1], at=m.q)
+        require(shape[1] == shape_of(m.k)[1], "q has {} heads", shape[1], at=m.q)
         return Facts(key.source, value.source, shape, shape[1], key.groups)
 
     def rewrite(self, op: Builder, m: Match, facts: Facts, /) -> Var:

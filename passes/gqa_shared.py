@@ -28,10 +28,8 @@ def shared_heads(var: Var) -> Shared | None:
     op = var.op
     if op is None or var.rank != 4 or is_symbolic(shape_of(var)[1]):
         return None
-    for read in (_expanded, _one_head, _gathered, _moved):
-        if (found := read(op, var)) is not None and found.groups > 1:
-            return found
-    return None
+    found = (read(op, var) for read in (_expanded, _one_head, _gathered, _moved))
+    return next((each for each in found if each is not None and each.groups > 1), None)
 
 
 def _expanded(op: Operation, var: Var) -> Shared | None:
@@ -41,55 +39,48 @@ def _expanded(op: Operation, var: Var) -> Shared | None:
     wide = op.inputs["x"].op
     if wide is None or op.inputs["x"].rank != 5 or wide.op_type not in ("tile", "concat"):
         return None
+    source: Var
     if wide.op_type == "tile":
-        reps = constant(wide.inputs["reps"])
-        source, groups = (
-            wide.inputs["x"],
-            0 if reps is None or list(reps[:2]) + list(reps[3:]) != [1] * 4 else int(reps[2]),
-        )
+        reps, source = constant(wide.inputs["reps"]), wide.inputs["x"]
+        if reps is None or [*reps[:2], *reps[3:]] != [1] * 4:
+            return None
+        groups = int(reps[2])
     else:
-        values = wide.inputs["values"]
-        same = all(each is values[0] for each in values) and int(constant(wide.inputs["axis"])) % 5 == 2
-        source, groups = values[0], len(values) if same and not constant(wide.inputs["interleave"]) else 0
+        source, *others = wide.inputs["values"]
+        if any(each is not source for each in others) or int(constant(wide.inputs["axis"])) % 5 != 2:
+            return None
+        groups = 1 + len(others)
     shape, after = shape_of(source), shape_of(var)
-    if not groups or shape[2] != 1 or is_symbolic(shape[1]) or shape[1] * groups != after[1]:
+    if shape[2] != 1 or shape[1] * groups != after[1]:
         return None
     # heads and features are as they were, so the rows are as well: the reshape joins axes 1 and 2
-    return Shared(source, groups) if _batch_kept(shape, after) and shape[4] == after[3] else None
-
-
-def _batch_kept(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
-    if before[0] == after[0]:
-        return not is_symbolic(before[4])
-    return False
+    return Shared(source, groups) if (shape[0], shape[4]) == (after[0], after[3]) else None
 
 
 def _one_head(op: Operation, var: Var) -> Shared | None:
     """``tile(x, [1, H, 1, 1])`` or a concat of copies, of x with one head."""
     if op.op_type == "tile":
-        reps = constant(op.inputs["reps"])
-        source, times = op.inputs["x"], [] if reps is None else [int(each) for each in reps]
-        right = len(times) == 4 and times[0] == times[2] == times[3] == 1
-        return Shared(source, times[1]) if right and shape_of(source)[1] == 1 else None
-    if op.op_type == "concat" and int(constant(op.inputs["axis"])) % 4 == 1:
-        values = op.inputs["values"]
-        if shape_of(values[0])[1] == 1 and all(each is values[0] for each in values):
-            return Shared(values[0], len(values))
-    del var
-    return None
+        reps: Any = constant(op.inputs["reps"])
+        right = reps[0] == reps[2] == reps[3] == 1 == shape_of(op.inputs["x"])[1]
+        return Shared(op.inputs["x"], int(reps[1])) if right else None
+    if op.op_type != "concat" or int(constant(op.inputs["axis"])) % var.rank != 1:
+        return None
+    source, *others = op.inputs["values"]
+    copies = shape_of(source)[1] == 1 and all(each is source for each in others)
+    return Shared(source, 1 + len(others)) if copies else None
 
 
 def _gathered(op: Operation, var: Var) -> Shared | None:
-    if op.op_type != "gather" or int(constant(op.inputs["axis"])) % op.inputs["x"].rank != 1:
+    """A gather of heads: along another axis there are as many heads as before."""
+    if op.op_type != "gather":
         return None
     source, indices = op.inputs["x"], constant(op.inputs["indices"])
-    if indices is None or source.rank != 4 or is_symbolic(shape_of(source)[1]):
+    if np.ndim(indices) != 1 or is_symbolic(shape_of(source)[1]):
         return None
     heads = int(shape_of(source)[1])
     groups = int(shape_of(var)[1]) // heads
     wanted = [head for head in range(heads) for _ in range(groups)]
-    alike = np.ndim(indices) == 1 and list(indices) == wanted
-    return Shared(source, groups) if alike else None
+    return Shared(source, groups) if list(indices) == wanted else None
 
 
 # Arrays of more elements than this are not moved to see where they end
@@ -113,9 +104,9 @@ def _moved(op: Operation, var: Var) -> Shared | None:
         before = shape_of(source)
         if any(map(is_symbolic, before)):
             return None
-        if source.rank == 4 and before[0] == shape[0] and before[2:] == shape[2:] and before[1] < shape[1]:
+        if source.rank == 4 and before[1] < shape[1]:
             groups = shape[1] // before[1]
-            if shape[1] % before[1] == 0 and _repeats(ops, before, groups):
+            if _repeats(ops, before, groups):
                 return Shared(source, groups)
         at = source.op
     return None
@@ -126,10 +117,7 @@ def _repeats(ops: list[Operation], shape: tuple[int, ...], groups: int) -> bool:
     numbers = counted.reshape(shape)
     wanted = np.repeat(numbers, groups, axis=1)
     for op in reversed(ops):
-        made = _run(op, numbers)
-        if made is None:
-            return False
-        numbers = made
+        numbers = _run(op, numbers)
     return np.array_equal(numbers, wanted)
 
 
@@ -139,8 +127,6 @@ def _run(op: Operation, x: Any) -> Any:
     if op.op_type == "transpose":
         return x.transpose([int(axis) % x.ndim for axis in constant(op.inputs["perm"])])
     if op.op_type == "tile":
-        reps = constant(op.inputs["reps"])
-        return None if reps is None else np.tile(x, reps)
-    if constant(op.inputs["interleave"]):
-        return None
-    return np.concatenate([x] * len(op.inputs["values"]), axis=int(constant(op.inputs["axis"])))
+        return np.tile(x, constant(op.inputs["reps"]))
+    count, axis = len(op.inputs["values"]), int(constant(op.inputs["axis"]))
+    return np.repeat(x, count, axis) if constant(op.inputs["interleave"]) else np.concatenate([x] * count, axis)

@@ -9,7 +9,7 @@ from milopt.matching import Match
 from milopt.mil import Operation, Var, arguments, constant, is_symbolic, shape_of
 from milopt.passes.attention import WrittenOut
 from milopt.passes.attention_masks import once
-from milopt.passes.attention_products import reshaped, with_symbols
+from milopt.passes.attention_products import reshaped
 from milopt.passes.gqa_shared import Shared, shared_heads
 from milopt.reports import require
 
@@ -72,15 +72,13 @@ class PackAttention(WrittenOut[Grouped]):
         made = _product(op, first, query, facts.key)
         before = first.outputs[0]
         for step in facts.steps:
-            inputs = {name: made if each is before else each for name, each in step.inputs.items() if each is not None}
+            inputs = {name: made if each is before else each for name, each in step.inputs.items()}
             made, before = getattr(op, step.op_type)(**inputs), step.outputs[0]
         made = op.softmax(x=made, axis=-1)
         if m.weighting == "cast":
             made = op.cast(x=made, dtype=constant(second.x.op.dtype))
         made = _product(op, second, made, facts.value)
-        shape = shape_of(second.outputs[0])
-        made = with_symbols(made, (batch, heads // groups, groups, *shape[2:]))
-        return reshaped(op, made, shape)
+        return reshaped(op, made, shape_of(second.outputs[0]))
 
 
 def _product(op: Builder, matmul: Operation, x: Var, shared: Shared) -> Var:

@@ -15,7 +15,7 @@ from milopt.pattern import Ops, Value
 from milopt.reports import Report, require
 from milopt.rules import Rule
 
-__all__ = ["FoldTile", "known_size", "numbers_of", "told"]
+__all__ = ["FoldTile", "known_size", "numbers_of", "sizes_of", "told"]
 
 sympy: Any = importlib.import_module("sympy")  # it carries no types
 
@@ -26,6 +26,9 @@ Choices = tuple[Any, ...]
 _FARTHEST = 60
 
 _CONSTANT = "its repetitions are constant"
+
+# how a number is called that the program computes of more than sizes
+_UNKNOWN = "value of "
 
 
 class FoldTile(Rule[list[int]]):
@@ -55,16 +58,27 @@ class FoldTile(Rule[list[int]]):
 
 def numbers_of(var: Var) -> list[int] | None:
     """The elements of a vector of integers that depend on no input; ``None`` where one does, or can't be told."""
-    elements = _Reader(trusting=True).elements(var)
-    if elements is None:
+    elements = sizes_of(var)
+    if elements is None or not all(isinstance(each, int) for each in elements):
         return None
-    found: list[int] = []
-    for choices in elements:
-        values = {int(each) if getattr(each, "is_Integer", isinstance(each, int)) else None for each in choices}
-        if len(values) != 1 or None in values:
-            return None
-        found.append(next(each for each in values if each is not None))
-    return found
+    return elements
+
+
+def sizes_of(var: Var) -> list[Any] | None:
+    """The elements of a vector of integers: numbers, or expressions in sizes, or ``None`` for what can't be told.
+
+    ``None`` altogether where it is not even known how many there are.
+    """
+    elements = _Reader(trusting=True).elements(var)
+    return None if elements is None else [_only(choices) for choices in elements]
+
+
+def _only(choices: Choices) -> Any:
+    """The one value of an element; ``None`` where it has several, or one that is no size."""
+    values = {int(each) if getattr(each, "is_Integer", isinstance(each, int)) else each for each in choices}
+    (value, *others) = values or {None}
+    unknown = others or any(str(each).startswith(_UNKNOWN) for each in getattr(value, "free_symbols", ()))
+    return None if unknown else value
 
 
 def known_size(var: Var, axis: int) -> Any:
@@ -90,6 +104,7 @@ _READERS: dict[str, str] = {
     "shape": "_shape",
     "concat": "_concat",
     "gather": "_gather",
+    "slice_by_index": "_slice",
     "cast": "_cast",
     "expand_dims": "_same",
     "squeeze": "_same",
@@ -123,7 +138,7 @@ class _Reader:
         if op is not None and op.op_type in _READERS:
             made = getattr(self, _READERS[op.op_type])(op)
         if made is None and var.rank == 0:
-            return [(sympy.Symbol(f"value of {var.name}"),)]
+            return [(sympy.Symbol(f"{_UNKNOWN}{var.name}"),)]
         return made
 
     def _shape(self, op: Operation) -> list[Choices]:
@@ -216,6 +231,18 @@ class _Reader:
         if source is None or indices is None:
             return None
         return [source[int(each)] for each in np.ravel(indices)]
+
+    def _slice(self, op: Operation) -> list[Choices] | None:
+        source, begin, end = self.elements(op.inputs["x"]), constant(op.inputs["begin"]), constant(op.inputs["end"])
+        if source is None or begin is None or end is None or op.outputs[0].rank != 1:
+            return None
+        masks = (constant(op.inputs.get(name)) for name in ("begin_mask", "end_mask"))
+        (first, last), stride = (
+            (mask is not None and bool(mask[0]) for mask in masks),
+            constant(op.inputs.get("stride")),
+        )
+        step = 1 if stride is None else int(stride[0])
+        return source[None if first else int(begin[0]) : None if last else int(end[0]) : step]
 
     def _same(self, op: Operation) -> list[Choices] | None:
         return self.elements(op.inputs["x"])

@@ -43,6 +43,9 @@ _BINARY = frozenset(
 )
 # fmt: on
 
+# how a mask meets scores
+_MASKING = frozenset({"add", "select", "sub"})
+
 
 @dataclass
 class Slots:
@@ -108,6 +111,7 @@ class _Walk:
         self.partners: list[tuple[Operation, Var, int]] = []
         self.origin: dict[Var, set[Var]] = {}
         self.contractions: dict[Operation, set[str]] = {}
+        self.scores: list[Var] = []
 
     def mark(self, var: Var, axis: int, origin: Var | None = None) -> None:
         """``axis`` of ``var`` holds the slots; its users are to be looked at."""
@@ -135,6 +139,22 @@ class _Walk:
         for op, sides in self.contractions.items():
             needed = {"key", "value"} if op.op_type == "scaled_dot_product_attention" else {"x", "y"}
             require(needed <= sides, "only its {} comes from the cache", *sides, at=op)
+        if not all(map(self.is_masked, self.scores)):
+            self.slots.hidden = False
+
+    def is_masked(self, scores: Var) -> bool:
+        """Whether a mask was added to the scores, or chose among them."""
+        todo, seen = [scores], set[Var]()
+        while todo:
+            var = todo.pop()
+            if var in seen or var.op is None or var.op.op_type == "matmul":
+                continue
+            seen.add(var)
+            beside = [other for _, other in arguments(var.op) if other in self.slots.axes]
+            if var.op.op_type in _MASKING and not all(self.origin[other] for other in beside):
+                return True
+            todo += beside
+        return False
 
     def pass_on(self, source: Var, op: Operation, axis: int) -> None:
         origins = self.origin[source]
@@ -147,6 +167,8 @@ class _Walk:
     def step(self, var: Var, op: Operation) -> None:
         axis = self.slots.axes[var]
         kind = op.op_type
+        if kind == "exp" and self.origin[var]:  # of a softmax written out
+            self.scores.append(var)
         if kind in _UNARY:
             self.pass_on(var, op, axis)
         elif kind in _BINARY:
@@ -212,6 +234,7 @@ class _Walk:
     def softmax(self, var: Var, op: Operation, axis: int) -> None:
         if int(constant(op.axis)) % var.rank == axis:
             self.slots.keys |= self.origin[var]
+            self.scores.append(var)
         self.pass_on(var, op, axis)
 
     def matmul(self, var: Var, op: Operation, axis: int) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "consumers",
     "find_weights",
     "is_weight",
+    "layout_at",
     "layouts_of",
     "require_axis",
 ]
@@ -125,8 +126,8 @@ CHANNEL_AXES: Axes = {
     ("linear", "weight"): lambda op: 0,
     ("conv", "weight"): lambda op: 0,
     ("conv_transpose", "weight"): lambda op: 1,
-    ("matmul", "x"): lambda op: -1 if _transposed(op, "transpose_x") else -2,
-    ("matmul", "y"): lambda op: -2 if _transposed(op, "transpose_y") else -1,
+    ("matmul", "x"): lambda op: -1 if _transposed(op, "transpose_x") and len(shape_of(op.x)) > 1 else -2,
+    ("matmul", "y"): lambda op: -2 if _transposed(op, "transpose_y") or len(shape_of(op.y)) == 1 else -1,
     ("gather", "x"): lambda op: int(constant(op.axis)),
 }
 
@@ -172,13 +173,14 @@ def layouts_of(weight: Weight, axes: Axes = CHANNEL_AXES) -> dict[Layout, str]:
         require(axis is not None, "{} holds it too, which is no weight of a layer", use, at=place.op)
         require(not (op.op_type == "gather" and _only_scales(op)), "{} looks up factors, not weights", use, at=place.op)
         assert axis is not None
-        found[_layout(shape_of(place.var), axis(op))] = use
+        found[layout_at(shape_of(place.var), axis(op))] = use
     for place in weight.places:
         require(not is_output(place.var), "it is an output", at=place.op)
     return found
 
 
-def _layout(shape: tuple[int, ...], axis: int) -> Layout:
+def layout_at(shape: tuple[int, ...], axis: int) -> Layout:
+    """How ``axis`` of an array of ``shape`` lies in memory."""
     if not -len(shape) <= axis < len(shape):  # a matmul by a vector: one channel
         return Layout(1, 1, prod(shape))
     axis %= len(shape)

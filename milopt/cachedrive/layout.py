@@ -10,7 +10,7 @@ import numpy as np
 
 from milopt.errors import MiloptError
 from milopt.interpreter import Plan, ValueInfo
-from milopt.signature import CacheSignature, CacheSlot
+from milopt.signature import CacheSignature, CacheSlot, outer
 
 if TYPE_CHECKING:
     from milopt.cachedrive.caches import Caches
@@ -60,8 +60,8 @@ class CacheLayout:
             slot = next((each for each in self.signature.slots if each.returned != "kept"), None)
             if slot is not None:
                 axis = self.signature.axis_of(slot)
-                columns = dims(plan.outputs[slot.present])[axis]
-                return columns - (dims(plan.inputs[slot.past])[axis] if slot.returned == "all" else 0)
+                columns = self.present_dims(slot, plan)[axis]
+                return columns - (self.past_dims(slot, plan)[axis] if slot.returned == "all" else 0)
         for name in self.signature.masks:
             if name in plan.inputs and len(mask := dims(plan.inputs[name])) >= 2 and mask[-2] > 0:
                 return mask[-2]
@@ -81,12 +81,23 @@ class CacheLayout:
     def own_names(self) -> frozenset[str]:
         """The inputs that :class:`Caches` provides: the past ones, or the position."""
         position = [self.signature.position] if self.signature.position else []
-        return frozenset(position if self.stateful else [slot.past for slot in self.signature.slots])
+        return frozenset(position if self.stateful else [outer(slot.past) for slot in self.signature.slots])
+
+    def past_dims(self, slot: CacheSlot, plan: Plan) -> tuple[int, ...]:
+        """The shape of a cached tensor where a function of the past form is given it."""
+        return self._part_dims(slot.past, plan.inputs)
+
+    def present_dims(self, slot: CacheSlot, plan: Plan) -> tuple[int, ...]:
+        """The shape of a cached tensor where a function of the past form returns it."""
+        return self._part_dims(slot.present, plan.outputs)
+
+    def _part_dims(self, name: str, known: Mapping[str, ValueInfo]) -> tuple[int, ...]:
+        found, whole = dims(known[outer(name)]), self.signature.whole_of(name)
+        return found if whole is None else whole.part_of(found)
 
     def shape(self, slot: CacheSlot, plan: Plan) -> tuple[int, ...]:
         """The shape of one cached tensor with all its slots."""
-        whole = plan.states[slot.state] if self.stateful else plan.outputs[slot.present]
-        shape = list(dims(whole))
+        shape = list(dims(plan.states[slot.state]) if self.stateful else self.present_dims(slot, plan))
         if self.stateful:
             shape = [slot.rows, *shape[2 if self.signature.stacked else 1 :]]
         shape[self.signature.axis_of(slot)] = self.context
@@ -94,7 +105,7 @@ class CacheLayout:
 
     def dtype(self, slot: CacheSlot, plan: Plan) -> str:
         """MIL's name of the cached tensor's element type."""
-        return (plan.states[slot.state] if self.stateful else plan.inputs[slot.past]).dtype
+        return (plan.states[slot.state] if self.stateful else plan.inputs[outer(slot.past)]).dtype
 
     def empty(self, plans: Mapping[str, Plan]) -> Caches:
         """The cache of a sequence without tokens: zeros."""

@@ -57,9 +57,9 @@ class PastCaches(Caches):
             feeds[name] = array
         for slot in signature.slots:
             axis = signature.axis_of(slot)
-            tokens = self._tokens(order, position, new, dims(plan.inputs[slot.past])[axis], slot.kept)
+            tokens = self._tokens(order, position, new, layout.past_dims(slot, plan)[axis], slot.kept)
             feeds[slot.past] = take_slots(self._slots[slot.present], tokens, axis)
-        outputs = plan.run(feeds, listeners=listeners)
+        outputs = self._apart(plan.run(self._together(feeds), listeners=listeners))
         back = torch.as_tensor(np.argsort(order))
         for slot in signature.slots:
             axis, present = signature.axis_of(slot), outputs.pop(slot.present)
@@ -68,6 +68,22 @@ class PastCaches(Caches):
             else:
                 newest = present.narrow(axis, present.shape[axis] - new, new)
                 self._slots[slot.present].narrow(axis, position, new).copy_(newest)
+        return outputs
+
+    def _together(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        """The inputs with cached tensors that one of them holds put together."""
+        for whole in self.layout.signature.combined:
+            parts = torch.stack([feeds.pop(f"{whole.past}[{at}]") for at in range(whole.count)])
+            slots = parts.shape[1 + whole.part.index(0)]
+            feeds[whole.past] = parts.reshape([dim or slots for dim in whole.shape])
+        return feeds
+
+    def _apart(self, outputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The outputs with each cached tensor by itself."""
+        for whole in self.layout.signature.combined:
+            together = outputs.pop(whole.present)
+            parts = together.reshape(whole.count, *whole.part_of(together.shape))
+            outputs.update({f"{whole.present}[{at}]": part for at, part in enumerate(parts)})
         return outputs
 
     @staticmethod
@@ -97,7 +113,7 @@ class GrowingCaches(PastCaches):
             feeds[name] = columns if position else np.concatenate((hidden, columns), axis=-1)
         for slot in signature.slots:
             feeds[slot.past] = self._slots[slot.present].narrow(signature.axis_of(slot), 0, before)
-        outputs = plan.run(feeds, listeners=listeners)
+        outputs = self._apart(plan.run(self._together(feeds), listeners=listeners))
         for slot in signature.slots:
             axis, returned = signature.axis_of(slot), outputs.pop(slot.present)
             new = self.layout.query_length(plan, inputs)

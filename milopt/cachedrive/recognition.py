@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from milopt.cachedrive.layout import CacheLayout, dims
 from milopt.contracts.styles import recognised
 from milopt.interpreter import Plan, ValueInfo
 from milopt.interpreter.values import is_float
-from milopt.signature import CacheSignature, CacheSlot, windows_of
+from milopt.signature import CacheSignature, CacheSlot, outer, windows_of
 
 __all__ = ["recognise", "recognise_flexible"]
 
@@ -29,12 +30,13 @@ def recognise(
     if signature is not None:
         windows = windows_of(signature.masks, metadata)
         states = {slot.state for slot in signature.slots}
-        pasts = {slot.past for slot in signature.slots}
+        pasts = {outer(slot.past) for slot in signature.slots}
         position = {signature.position} if signature.position else set[str]()
         if all(states <= plan.states.keys() and position <= plan.inputs.keys() for plan in plans.values()):
             return CacheLayout(signature, True, windows, signature.prefix)
         if all(pasts <= plan.inputs.keys() for plan in plans.values()):
-            return CacheLayout(signature, False, windows, signature.prefix, _past_tokens(signature, plans))
+            layout = CacheLayout(signature, False, windows, signature.prefix)
+            return replace(layout, tokens=_past_tokens(layout, plans))
         return None
     if (known := recognised(plans)) is not None:
         return CacheLayout(known, True, flexible=True)
@@ -72,14 +74,15 @@ def recognise_flexible(plan: Plan, metadata: Mapping[str, str]) -> CacheLayout |
     return CacheLayout(signature, False, windows_of(masks, metadata), flexible=True)
 
 
-def _past_tokens(signature: CacheSignature, plans: Mapping[str, Plan]) -> int:
+def _past_tokens(layout: CacheLayout, plans: Mapping[str, Plan]) -> int:
     """How many tokens the past form has columns for, where that is another number than the states' slots; else 0."""
+    signature = layout.signature
     for slot in signature.slots:
         if slot.returned == "kept" or signature.prefix:
             continue
         plan, axis = next(iter(plans.values())), signature.axis_of(slot)
-        columns = dims(plan.outputs[slot.present])[axis]
-        columns += 0 if slot.returned == "all" else dims(plan.inputs[slot.past])[axis]
+        columns = layout.present_dims(slot, plan)[axis]
+        columns += 0 if slot.returned == "all" else layout.past_dims(slot, plan)[axis]
         return 0 if columns == signature.context else columns
     return 0
 

@@ -37,6 +37,7 @@ def check(
     style: str = "apple",
     *,
     reference: Any | None = None,
+    pickles: bool = False,
     tokens: int = 16,
     agreement: float = 1.0,
     seed: int = 0,
@@ -48,8 +49,9 @@ def check(
     float64. All must give the same logits; with a ``reference``, a transformers model or its directory, those tokens
     are its greedy answer, and a share of ``agreement`` of the package's must be the same in each conversation, or tie;
     the logits of a package whose weights are not compressed must be within 3e-3 of the largest. One more
-    conversation in the declared precision must give finite numbers. Where names or types are wrong nothing is run.
-    MiloptError where the package or the reference can't be read.
+    conversation in the declared precision must give finite numbers. ``pickles`` allows a reference's ``.bin`` files
+    that hold nothing but tensors. Where names or types are wrong nothing is run. MiloptError where the package or
+    the reference can't be read.
     """
     contract = contract_named(style)
     if tokens < 1:
@@ -62,7 +64,7 @@ def check(
     say("look at the interface")
     found = interface_findings(model, contract)
     if all(each.passed or each.check.startswith(("metadata", "range")) for each in found):
-        run = _Run(model, contract, reference, tokens, agreement, seed, say)
+        run = _Run(model, contract, reference, pickles, tokens, agreement, seed, say)
         found += run.findings()
     return Findings(name, contract.name, tuple(found))
 
@@ -74,6 +76,7 @@ class _Run:
     model: Model
     contract: Contract
     reference: Any | None
+    pickles: bool
     tokens: int
     agreement: float
     seed: int
@@ -124,7 +127,15 @@ class _Run:
         from milopt.contracts.reference import answer
 
         self.say("ask the reference")
-        told = answer(self.reference, prompt, count, context=context, vocabulary=vocabulary, seed=self.seed)
+        told = answer(
+            self.reference,
+            prompt,
+            count,
+            context=context,
+            vocabulary=vocabulary,
+            seed=self.seed,
+            pickles=self.pickles,
+        )
         return told.tokens, told.logits
 
     def _fed(self, plan: Plan, tokens: Sequence[int], prompt: int, habit: Habit) -> Logits | Finding:

@@ -26,13 +26,16 @@ class Reference:
     logits: Logits
 
 
-def answer(source: ModelSource, prompt: int, count: int, *, context: int, vocabulary: int, seed: int) -> Reference:
+def answer(
+    source: ModelSource, prompt: int, count: int, *, context: int, vocabulary: int, seed: int, pickles: bool = False
+) -> Reference:
     """``prompt`` random tokens, and ``count`` that the model finds likeliest, one after another, without a cache.
 
-    Its weights are rounded to fp16, as the package's are, and all else is float32. ConversionError where ``source``
-    can't be read; MiloptError where it is no language model of that many words.
+    Its weights are rounded to fp16, as the package's are, and all else is float32. ``pickles`` allows PyTorch's
+    ``.bin`` files that hold nothing but tensors. ConversionError where ``source`` can't be read; MiloptError where it
+    is no language model of that many words.
     """
-    opened = open_source(source, context=context, stand_ins=True)
+    opened = open_source(source, context=context, pickles=pickles, stand_ins=True)
     where = Path(source).name if isinstance(source, (str, Path)) else opened.name
     if opened.kind != "decoder":
         raise MiloptError(f"{where} is no causal language model, which the reference has to be")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from milopt.cli import main
+from milopt.errors import MiloptError
 from tests.cli.support import WORDS, with_tokenizer
 from tests.contracts.planting import DEFECTS, kept
 from tests.passes.contract_programs import VOCABULARY, model
@@ -45,6 +46,24 @@ def test_json(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_bad_input(package: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check-contract", *(each.format(package) for each in arguments)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_pickles_have_to_be_allowed_and_are_read(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[bool] = []
+
+    def opened(source: object, *, pickles: bool = False, **_: object) -> object:
+        told.append(pickles)
+        raise MiloptError(f"{source} is looked at")
+
+    monkeypatch.setattr("milopt.contracts.reference.open_source", opened)
+    for options in ([], ["--pickles"]):
+        assert main(["check-contract", str(package), "--reference", str(tmp_path), *options]) == 2
+        assert "is looked at" in capsys.readouterr().err
+    assert told == [False, True]
+    assert main(["check-contract", str(package), "--pickles"]) == 2
+    assert "--pickles is for the weights of a --reference" in capsys.readouterr().err
 
 
 def test_optimize_makes_one(tmp_path: Path) -> None:

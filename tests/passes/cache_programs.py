@@ -42,12 +42,13 @@ def model(
     window: int = 0,
     context: int = CONTEXT,
     fused: bool = False,
+    combined: str = "",
 ) -> Model:
     """A model of one function for each query length; ``window`` goes to its metadata."""
     program = Program()
     for query in queries:
         name = "main" if len(queries) == 1 else f"q{query}"
-        program.add_function(name, function(query, layers, context=context, fused=fused))
+        program.add_function(name, function(query, layers, context=context, fused=fused, combined=combined))
     program.default_function_name = next(iter(program.functions))
     program.export_as_multifunction = len(queries) > 1
     made = load(program)
@@ -56,18 +57,25 @@ def model(
     return made
 
 
-def flexible(layers: Sequence[Layer] = (Layer(), Layer()), *, context: int = CONTEXT) -> Model:
+def flexible(layers: Sequence[Layer] = (Layer(), Layer()), *, context: int = CONTEXT, combined: str = "") -> Model:
     """One function of any number of tokens behind any past, as the front door converts it."""
     program = Program()
-    program.add_function("main", function(None, layers, context=context))
+    program.add_function("main", function(None, layers, context=context, combined=combined))
     made = load(program)
     made.metadata["milopt.context"] = str(context)
     return made
 
 
 def function(
-    query: int | None, layers: Sequence[Layer], *, context: int = CONTEXT, fused: bool = False, seed: int = 0
+    query: int | None,
+    layers: Sequence[Layer],
+    *,
+    context: int = CONTEXT,
+    fused: bool = False,
+    combined: str = "",
+    seed: int = 0,
 ) -> Function:
+    """``combined`` names the way in which one input holds all pasts, and one output all presents: see COMBINED."""
     rng = np.random.default_rng(seed)
     length: Any = get_new_symbol() if query is None else query
     inputs = {
@@ -84,8 +92,12 @@ def function(
         inputs[name] = mb.placeholder((1, 1, length, size), types.fp16)
     for at, layer in enumerate(layers):
         past: Any = layer.kept or (open_past if query is None else context - query)
-        for kind in _kinds(layer):
+        for kind in _kinds(layer) if not combined else ():
             inputs[f"past_{kind}_{at}"] = mb.placeholder(_shape(layer, kind, past), types.fp16)
+    if combined:
+        past = layers[0].kept or (open_past if query is None else context - query)
+        dtype = types.fp32 if combined == "in fp32" else types.fp16
+        inputs["past_all"] = mb.placeholder(_whole(combined, len(layers), past), dtype)
 
     def linear(x: Any, width: int) -> Any:
         return mb.linear(x=x, weight=(rng.standard_normal((width, WIDTH)) / 4).astype(np.float16))
@@ -95,7 +107,9 @@ def function(
         return mb.transpose(x=mb.reshape(x=x, shape=shape), perm=[0, 2, 1, 3])
 
     with Function(inputs, opset_version=target.iOS18) as made:
-        args = made.inputs
+        args: Any = dict(made.inputs)
+        if combined:
+            args |= _apart(combined, args["past_all"], len(layers))
         angles = mb.mul(
             x=mb.expand_dims(x=mb.cast(x=args["position_ids"], dtype="fp16"), axes=[1, 3]),
             y=np.array([0.5, 0.125], np.float16),
@@ -129,8 +143,80 @@ def function(
             merged = mb.transpose(x=mixed, perm=[0, 2, 1, 3])
             merged = mb.reshape(x=merged, shape=[1, -1 if query is None else query, WIDTH])
             x = mb.add(x=x, y=linear(merged, WIDTH), name=f"layer_{at}")
+        if combined:
+            presents = [_together(combined, presents)]
         made.set_outputs([mb.identity(x=x, name="hidden"), *presents])
     return made
+
+
+# how one tensor holds keys and values of all layers, which are (1, H, S, D) each
+COMBINED = ("rows", "layers first", "kinds first", "heads together", "batch first", "split", "in fp32")
+
+
+def _whole(form: str, layers: int, slots: Any) -> tuple[Any, ...]:
+    rest = (slots, SIZE)
+    if form == "layers first":
+        return (layers, 2, 1, GROUPS, *rest)
+    if form == "kinds first":
+        return (2, layers, 1, GROUPS, *rest)
+    if form == "heads together":
+        return (layers, 1, 2 * GROUPS, *rest)
+    return (1, 2 * layers, GROUPS, *rest) if form == "batch first" else (2 * layers, GROUPS, *rest)
+
+
+def _apart(form: str, past: Any, layers: int) -> dict[str, Any]:
+    """Every past that ``past`` holds, cut out of it in a way of its own for each form."""
+    kinds = ("key", "value")
+    if form in ("split", "in fp32"):
+        held = mb.cast(x=past, dtype="fp16") if form == "in fp32" else past
+        parts = mb.split(x=held, num_splits=2 * layers, axis=0)
+        return {f"past_{kind}_{at}": parts[2 * at + of] for at in range(layers) for of, kind in enumerate(kinds)}
+    made: dict[str, Any] = {}
+    for at in range(layers):
+        for of, kind in enumerate(kinds):
+            if form == "layers first":
+                part = mb.gather(x=mb.gather(x=past, indices=np.int32(at), axis=0), indices=np.int32(of), axis=0)
+            elif form == "heads together":
+                both = mb.squeeze(
+                    x=mb.slice_by_size(x=past, begin=[at, 0, 0, 0, 0], size=[1, -1, -1, -1, -1]), axes=[0]
+                )
+                part = mb.split(x=both, num_splits=2, axis=1)[of]
+            else:
+                part = _sliced(form, past, at, of)
+            made[f"past_{kind}_{at}"] = part
+    return made
+
+
+def _sliced(form: str, past: Any, at: int, of: int) -> Any:
+    row = 2 * at + of
+    begin = {"kinds first": [of, at], "batch first": [0, row]}.get(form, [row])
+    rest = past.rank - len(begin)
+    gone = {"kinds first": [True, True], "batch first": [False, True]}.get(form, [False])
+    cut = mb.slice_by_index(
+        x=past,
+        begin=[*begin, *[0] * rest],
+        end=[*(each + 1 for each in begin), *[0] * rest],
+        end_mask=[*[False] * len(begin), *[True] * rest],
+        squeeze_mask=[*gone, *[False] * rest],
+    )
+    return mb.expand_dims(x=mb.squeeze(x=cut, axes=[0]), axes=[0]) if form == "batch first" else cut
+
+
+def _together(form: str, presents: list[Any]) -> Any:
+    name = {"name": "present_all"}
+    keys, values = presents[0::2], presents[1::2]
+    if form == "layers first":
+        both = [mb.stack(values=pair, axis=0) for pair in zip(keys, values, strict=True)]
+        return mb.stack(values=both, axis=0, **name)
+    if form == "kinds first":
+        return mb.stack(values=[mb.stack(values=keys, axis=0), mb.stack(values=values, axis=0)], axis=0, **name)
+    if form == "heads together":
+        both = [mb.concat(values=pair, axis=1) for pair in zip(keys, values, strict=True)]
+        return mb.stack(values=both, axis=0, **name)
+    if form == "batch first":
+        return mb.stack(values=presents, axis=1, **name)
+    joined = mb.concat(values=presents, axis=0, **({} if form == "in fp32" else name))
+    return mb.cast(x=joined, dtype="fp32", **name) if form == "in fp32" else joined
 
 
 def _mask_of(layer: Layer) -> str:

@@ -14,14 +14,14 @@ Arrays = dict[str, Any]
 
 
 def random_inputs(program: Program, seed: int = 0, function: str = "main") -> Arrays:
-    """Standard normal floats and small non-negative integers for every input."""
+    """Standard normal floats, small non-negative integers and booleans for every input."""
     rng = np.random.default_rng(seed)
     made: Arrays = {}
     for name, var in program.functions[function].inputs.items():
         if is_state(var):
             continue
-        if dtype_name(var).startswith("int"):
-            made[name] = rng.integers(0, 2, shape_of(var)).astype(np.int32)
+        if dtype_name(var).startswith("int") or dtype_name(var) == "bool":
+            made[name] = rng.integers(0, 2, shape_of(var)).astype(bool if dtype_name(var) == "bool" else np.int32)
         else:
             kind = np.float16 if dtype_name(var) == "fp16" else np.float32
             made[name] = rng.standard_normal(shape_of(var)).astype(kind)

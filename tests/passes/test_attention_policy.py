@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
+from benchmarks.layout import decoder
 from milopt.errors import PassError
 from milopt.mil import target
 from milopt.package import load
@@ -43,6 +44,27 @@ def test_below_ios18_no_row_writes_the_op(units: Any) -> None:
     assert not any(op.startswith("scaled") for op in op_types(model.program))
 
 
+def test_where_layouts_come_behind_matmuls_move_least() -> None:
+    """Per layer: two transposes, two products and one softmax; the row without layouts has a product for each head."""
+    laid = attention_passes("cpu-and-ne", laid_out=True)
+    assert laid.passes == "fuse-sdpa,decompose-sdpa{style=matmul}"
+    assert {"L9", "L21"} <= set(laid.sources)
+    assert attention_passes("cpu-and-ne", laid_out=True, fused_exists=False) == POLICY["cpu-and-ne", False]
+    assert attention_passes("all", laid_out=True) == POLICY["all", True]
+    counts: dict[str, list[int]] = {}
+    for name, row in (("laid", laid), ("plain", attention_passes("cpu-and-ne"))):
+        for layers in (1, 2):
+            model = load(decoder(layers, fused=True))
+            with_passes(Pipeline.parse("linear-to-conv,layout-bc1s"), row.passes).run(model)
+            kinds = op_types(model.program)
+            for kind in ("transpose", "matmul", "einsum", "softmax"):
+                counts.setdefault(f"{name} {kind}", []).append(kinds.count(kind))
+    layer = {kind: second - first for kind, (first, second) in counts.items()}
+    assert [layer[f"laid {kind}"] for kind in ("transpose", "matmul", "einsum", "softmax")] == [2, 2, 0, 1]
+    assert layer["plain einsum"] > 2
+    assert layer["plain transpose"] == 4
+
+
 @pytest.mark.parametrize(
     ("choice", "before", "after"),
     [
@@ -59,6 +81,7 @@ def test_below_ios18_no_row_writes_the_op(units: Any) -> None:
             "fuse-sdpa,pack-gqa,linear-to-conv",
             "fuse-sdpa,decompose-sdpa{style=split-einsum},linear-to-conv",
         ),
+        ("matmul", "fuse-sdpa,pack-gqa,linear-to-conv", "fuse-sdpa,decompose-sdpa,linear-to-conv"),
     ],
 )
 def test_a_pipeline_with_another_attention(choice: Any, before: str, after: str) -> None:
@@ -66,14 +89,14 @@ def test_a_pipeline_with_another_attention(choice: Any, before: str, after: str)
 
 
 def test_the_default_pipeline_takes_every_choice() -> None:
-    for choice in ("fused", "split-einsum", "keep"):
+    for choice in ("fused", "split-einsum", "matmul", "keep"):
         names = [each.name for each in with_attention(Pipeline.default(), choice).passes]
         assert ("fuse-sdpa" in names) == (choice != "keep")
 
 
 def test_unknown_names_are_refused() -> None:
     wrong: Any = "gpu"
-    with pytest.raises(PassError, match="attention is fused, split-einsum, keep, not 'gpu'"):
+    with pytest.raises(PassError, match="attention is fused, split-einsum, matmul, keep, not 'gpu'"):
         with_attention(Pipeline.default(), wrong)
     with pytest.raises(PassError, match="compute units are all, cpu-and-gpu, cpu-and-ne, cpu, not 'gpu'"):
         attention_passes(wrong)
@@ -83,7 +106,7 @@ def test_the_command(tmp_path: Any) -> None:
     from milopt.cli import main
 
     package = str(load(spelled(Spelling(number=0.25))).save(tmp_path / "in.mlpackage"))
-    for choice, kind in (("fused", "scaled"), ("split-einsum", "einsum"), ("keep", "softmax")):
+    for choice, kind in (("fused", "scaled"), ("split-einsum", "einsum"), ("matmul", "matmul"), ("keep", "softmax")):
         out = str(tmp_path / f"{choice}.mlpackage")
         assert main(["optimize", package, "-o", out, "--passes", "canonicalize,fuse-sdpa", "--attention", choice]) == 0
         assert any(op.startswith(kind) for op in op_types(load(out).program))

@@ -183,6 +183,13 @@ def test_keys_come_first_in_the_unified_state() -> None:
     assert rows == {"past_key_0": 0, "past_key_1": 1, "past_value_0": 2, "past_value_1": 3}
 
 
+def test_a_layer_without_a_mask_attends_over_slots_that_were_never_written() -> None:
+    model = load(decoder(unmasked=1))
+    report = KvToState().run(model)
+    assert not report
+    assert [miss.reason for miss in report.misses] == ["no mask hides the slots that are not written yet"]
+
+
 def test_casts_around_the_cache_are_seen_through() -> None:
     model, report = rewritten(lambda: decoder(casts=True))
     assert report.applied == 4, str(report)

@@ -193,41 +193,6 @@ def test_refuses_with_its_reason(case: str) -> None:
     assert text(made) == before
 
 
-@pytest.mark.parametrize("how", ["slices", "split", "gathered"])
-def test_one_past_for_all_layers_is_refused(how: str) -> None:
-    """The keys and values of all layers in one input, and one output: none of them is a tensor of its own."""
-    made = load(one_past(how))
-    before = text(made)
-    report = KvToState().run(made)
-    assert not report
-    reason = "input past holds the pasts of several tensors: give each an input of its own"
-    assert [(miss.place, miss.reason) for miss in report.misses] == [("whole_0", reason)]
-    assert text(made) == before
-
-
-def one_past(how: str) -> Program:
-    specs = [mb.TensorSpec((1, 2, 1, SIZE), types.fp16), mb.TensorSpec((4, 2, 5, SIZE), types.fp16)]
-
-    @mb.program(input_specs=[*specs, mb.TensorSpec((1, 1, 1, 6), types.fp16)], opset_version=target.iOS18)
-    def program(x: Any, past: Any, mask: Any) -> Any:
-        parts = mb.split(x=past, num_splits=4, axis=0) if how == "split" else [None] * 4
-        wholes: list[Any] = []
-        for layer in range(2):
-            pair: list[Any] = []
-            for at in (2 * layer, 2 * layer + 1):
-                old = parts[at]
-                if how == "slices":
-                    old = mb.slice_by_index(x=past, begin=[at, 0, 0, 0], end=[at + 1, 2, 5, SIZE])
-                elif how == "gathered":
-                    old = mb.expand_dims(x=mb.gather(x=past, indices=at, axis=0), axes=[0])
-                pair.append(mb.concat(values=[old, mb.relu(x=x)], axis=2, name=f"whole_{at}"))
-            x = mb.scaled_dot_product_attention(query=x, key=pair[0], value=pair[1], attn_mask=mask)
-            wholes += pair
-        return mb.identity(x=x, name="hidden"), mb.concat(values=wholes, axis=0, name="present")
-
-    return program
-
-
 def part_of_a_past(how: str) -> Program:
     half = types.fp32 if how == "cast" else types.fp16
     specs = [mb.TensorSpec((2, 2, 5, SIZE), half), mb.TensorSpec((1, 2, 1, SIZE), types.fp16)]
@@ -257,13 +222,51 @@ def part_of_a_past(how: str) -> Program:
 @pytest.mark.parametrize("how", ["stacked", "cast"])
 def test_parts_of_a_past_that_go_out_beside_others(how: str) -> None:
     report = KvToState().run(load(part_of_a_past(how)))
-    assert [(miss.place, miss.declined) for miss in report.misses] == [("whole", True)]
+    assert [miss.place for miss in report.misses] == ["past"]
+    assert report.misses[0].reason.endswith("its parts overlap, differ in size, or are not all of it")
 
 
 @pytest.mark.parametrize("how", ["moved", "computed", "interleaved", "three", "kept inside"])
 def test_what_is_no_part_of_a_past(how: str) -> None:
     report = KvToState().run(load(part_of_a_past(how)))
     assert (report.misses, report.notes) == ([], ["main: no output is a concat of an input and something new"])
+
+
+def last_columns(how: str) -> Program:
+    """One layer that hands on 5 of 6 columns: the last, the first, or the last to another attention as well."""
+    specs = [mb.TensorSpec((1, 2, rows, SIZE), types.fp16) for rows in (1, 5, 5)]
+    masks = [mb.TensorSpec((1, 1, 1, 6), types.fp16), mb.TensorSpec((1, 1, 1, 5), types.fp16)]
+
+    @mb.program(input_specs=[*specs, *masks], opset_version=target.iOS18)
+    def program(x: Any, past_key: Any, past_value: Any, mask: Any, short_mask: Any) -> Any:
+        wholes = [mb.concat(values=[past, mb.relu(x=x)], axis=2) for past in (past_key, past_value)]
+        tails = [
+            mb.slice_by_index(
+                x=whole,
+                begin=[0, 0, 1, 0],
+                end=[1, 2, 5 if how == "first" else 6, SIZE],
+                begin_mask=[False, False, how == "first", False],
+                name=f"present_{at}",
+            )
+            for at, whole in enumerate(wholes)
+        ]
+        x = mb.scaled_dot_product_attention(query=x, key=wholes[0], value=wholes[1], attn_mask=mask)
+        if how == "used":
+            x = mb.scaled_dot_product_attention(query=x, key=tails[0], value=tails[1], attn_mask=short_mask)
+        return (mb.identity(x=x, name="hidden"), *tails)
+
+    return program
+
+
+def test_what_hands_on_its_last_columns() -> None:
+    assert KvToState().run(load(last_columns("last"))).applied == 2
+
+
+@pytest.mark.parametrize("how", ["first", "used"])
+def test_what_hands_on_other_columns_or_uses_them_is_no_cache(how: str) -> None:
+    """A ring holds the last columns in another order, and more of them."""
+    report = KvToState().run(load(last_columns(how)))
+    assert report.notes == ["main: no output is a concat of an input and something new"]
 
 
 def test_advice_has_the_number_of_its_constraint() -> None:
@@ -283,24 +286,28 @@ def test_a_window_as_long_as_the_context_needs_no_ring() -> None:
     assert states_of(made) == LAYOUTS["pair"]
 
 
-def test_a_mask_never_writes_beyond_the_context() -> None:
-    """Rows of padding that have no slot are dropped, where slices would move back over other tokens."""
-    made = model((4,), [Layer()])
+@pytest.mark.parametrize("beside", [[], [Layer(kept=8, returned="kept")]], ids=["alone", "beside a ring as long"])
+def test_a_mask_never_writes_beyond_the_context(beside: list[Layer]) -> None:
+    """Rows of padding that have no slot are dropped, where slices would move back over other tokens, and rings turn."""
+    made = model((4,), [*beside, Layer()])
     assert KvToState(update="mask").run(made)
     rng, state = np.random.default_rng(4), make_state(made)
     held = rng.standard_normal((1, GROUPS, CONTEXT, SIZE))
-    state["key_cache"], state["value_cache"] = held, held
+    for name in state:
+        state[name] = held
+    masks = [name for name in made.function().inputs if name.endswith("mask")]
     evaluate(
         made,
         {
             "x": rng.standard_normal((1, 4, WIDTH)),
             "position_ids": np.arange(10, 14, dtype=np.int32)[None],
-            "causal_mask": np.zeros((1, 1, 4, CONTEXT)),
+            **{name: np.zeros((1, 1, 4, CONTEXT)) for name in masks},
             "current_pos": np.array([10], np.int32),
         },
         state=state,
         precision="float64",
     )
+    assert len(masks) == len(beside) + 1
     for name in ("key_cache", "value_cache"):
         kept = state.numpy(name)
         np.testing.assert_allclose(kept[:, :, :10], held[:, :, :10], rtol=1e-3)  # states are handed in as fp16

@@ -19,7 +19,8 @@ def require_whole(row: Row, steps: int) -> None:
     assert row.reason == (CAPPED if capped else "")
     assert (row.tiles, row.sizes, row.states) == (0, 0, 2 * layers)
     assert row.exact == steps
-    assert row.error < TOLERANCE
+    assert row.error < TOLERANCE * row.theirs
+    assert row.margin is None or row.margin < 2 * row.error
     assert (row.declared == steps) == (row.margin is None)
 
 

@@ -56,7 +56,7 @@ DECLARED: dict[str, tuple[tuple[str, ...], int, Metric, dict[str, Any]]] = {
         ("canonicalize", "fuse-sdpa", "kv-to-state", "pack-gqa", "decompose-sdpa", "linear-to-conv"),
         6,
         Exact(),
-        {"sequence": 64},
+        {"sequence": 64, "io": "public"},
     ),
     "split-head": (
         ("canonicalize", "linear-to-conv", "layout-bc1s"),
@@ -81,12 +81,28 @@ DECLARED: dict[str, tuple[tuple[str, ...], int, Metric, dict[str, Any]]] = {
             "axis": None,
             "per_channel_scale": False,
             "cluster_dim": 1,
+            "lut_dtype": "float",
             "weighting": "none",
             "feedback": False,
             "calibration": "",
             "recompress": False,
             "min_elements": 2048,
             "embedding": True,
+        },
+    ),
+    "budget": (
+        NORMS,
+        7,
+        Lossy(min_snr_db=0.5),
+        {
+            "size": None,
+            "loss": None,
+            "bits": (2, 3, 4, 6, 8),
+            "groups": (0, 16),
+            "feedback": False,
+            "calibration": "",
+            "recompress": False,
+            "min_elements": 2048,
         },
     ),
     "quantize": (
@@ -130,7 +146,7 @@ def test_what_is_handed_on_is_frozen() -> None:
     found = {value for module in modules() for value in vars(module).values() if dataclasses.is_dataclass(value)}
     own: list[Any] = [each for each in found if getattr(each, "__module__", "").startswith("milopt.passes.")]
     thawed = {each.__name__ for each in own if not each.__dataclass_params__.frozen}
-    assert thawed == {"CompressionReport", "Made", "Plan", "Slots", "Totals", "Weight", "_Stream", "_Way"}
+    assert thawed == {"CompressionReport", "Made", "Plan", "Slots", "Totals", "Weight", "_Stream", "_Tie", "_Way"}
     assert {"Pair", "Place", "Tabulated", "PalettePlan", "Plan", "_Norm"} <= {each.__name__ for each in own}
 
 

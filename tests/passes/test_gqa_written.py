@@ -99,6 +99,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "several sequences": {"batch": 2},
     "below iOS18": {"opset": target.iOS16, "scored": _added},
     "casts around the softmax": {"weighed": _halved},
+    "keys as columns": {"turned": "y"},
 }
 
 
@@ -138,7 +139,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "not as often": ({"repeats": (2, 4)}, "keys are repeated 2 times, values 4"),
     "so many queries": ({"rows": 3}, "its products can be packed one by one"),
     "so many keys": ({"keys": 5}, "its products can be packed one by one"),
-    "keys as columns": ({"turned": "y"}, "its keys and values are not repeated"),
     "queries as columns": ({"turned": "x"}, "its keys come first"),
     "weights of queries for keys": ({"turned": "weights"}, "its keys come first"),
     "one head of queries": ({"query": (1, SIZE)}, "its queries are of shape (1, 1, s, 8)"),

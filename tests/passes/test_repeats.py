@@ -288,6 +288,33 @@ NUMBERS: dict[str, tuple[Build, list[int] | None]] = {
         lambda x: mb.gather(x=joined(size(x, 1), size(x, 2)), indices=I32([1, 0, 1]), axis=0),
         [6, 2, 6],
     ),
+    "some of them": (lambda x: mb.slice_by_index(x=joined(size(x, 0), size(x, 1), 5), begin=[1], end=[3]), [2, 5]),
+    "some, counted from the end": (lambda x: mb.slice_by_index(x=joined(2, 3, 4, 5), begin=[-3], end=[-1]), [3, 4]),
+    "some of sizes, counted from the end": (
+        lambda x: mb.slice_by_index(x=joined(size(x, 1), 3, 4, size(x, 2)), begin=[-3], end=[-1]),
+        [3, 4],
+    ),
+    "the first of them": (
+        lambda x: mb.slice_by_index(x=joined(size(x, 1), 4, size(x, 0)), begin=[1], end=[2], begin_mask=[True]),
+        [2, 4],
+    ),
+    "the last of them": (
+        lambda x: mb.slice_by_index(x=joined(size(x, 0), size(x, 1), 4), begin=[1], end=[2], end_mask=[True]),
+        [2, 4],
+    ),
+    "every other of them": (
+        lambda x: mb.slice_by_index(x=joined(size(x, 1), size(x, 0), 4, 5), begin=[0], end=[4], stride=[2]),
+        [2, 4],
+    ),
+    "them backwards": (
+        lambda x: mb.slice_by_index(x=joined(size(x, 1), 4, 5), begin=[2], end=[0], stride=[-1], end_mask=[True]),
+        [5, 4, 2],
+    ),
+    "some that depend on the number of rows": (
+        lambda x: mb.slice_by_index(x=joined(size(x, 0), 5, 6), begin=[0], end=size(x, 1)),
+        None,
+    ),
+    "some of what is not read": (lambda x: mb.slice_by_index(x=at_least_one(x), begin=[0], end=[1]), None),
     "a cast": (lambda x: mb.cast(x=mb.cast(x=joined(size(x, 1), 3), dtype="int16"), dtype="int32"), [2, 3]),
     "a cast to fractions": (lambda x: mb.cast(x=mb.cast(x=joined(size(x, 1), 3), dtype="fp32"), dtype="int32"), None),
     "an op that is not read": (lambda x: mb.maximum(x=joined(size(x, 1), 3), y=I32([4, 4])), None),

@@ -257,6 +257,74 @@ def test_the_fused_op_without_a_mask_hides_nothing() -> None:
     assert not traced(body, {"k": 2, "v": 2})[0].hidden
 
 
+def _weights(scores: Any) -> Any:
+    powers = mb.exp(x=mb.sub(x=scores, y=mb.reduce_max(x=scores, axes=[-1], keep_dims=True)))
+    return mb.real_div(x=powers, y=mb.reduce_sum(x=powers, axes=[-1], keep_dims=True))
+
+
+def _softmax(scores: Any) -> Any:
+    return mb.softmax(x=scores, axis=-1)
+
+
+def _scaled(scores: Any) -> Any:
+    return mb.mul(x=scores, y=np.float16(0.5))
+
+
+# what becomes of scores and a mask, and whether the mask hides columns
+MASKINGS: dict[str, tuple[Callable[[Any, Any, Any], Any], bool]] = {
+    "added": (lambda scores, mask, flags: _softmax(mb.add(x=scores, y=mask)), True),
+    "added, from the left, and scaled": (lambda scores, mask, flags: _softmax(_scaled(mb.add(x=mask, y=scores))), True),
+    "subtracted": (lambda scores, mask, flags: _softmax(mb.sub(x=scores, y=_scaled(mask))), True),
+    "chosen": (
+        lambda scores, mask, flags: _softmax(mb.select(cond=flags, a=scores, b=np.float16(-1e4))),
+        True,
+    ),
+    "added, written out": (lambda scores, mask, flags: _weights(mb.add(x=scores, y=mask)), True),
+    "none": (lambda scores, mask, flags: _softmax(_scaled(scores)), False),
+    "none, written out": (lambda scores, mask, flags: _weights(_scaled(scores)), False),
+    "a number added": (lambda scores, mask, flags: _softmax(mb.add(x=scores, y=np.float16(1))), False),
+    "multiplied": (lambda scores, mask, flags: _softmax(mb.mul(x=scores, y=mask)), False),
+    "behind the softmax": (lambda scores, mask, flags: mb.add(x=_softmax(scores), y=mask), False),
+    "behind one written out": (lambda scores, mask, flags: mb.add(x=_weights(scores), y=mask), False),
+}
+
+
+@pytest.mark.parametrize("case", MASKINGS)
+def test_which_masks_hide_columns(case: str) -> None:
+    weigh, hides = MASKINGS[case]
+
+    def body(q: Any, k: Any, v: Any, mask: Any, flags: Any, **_: Any) -> Any:
+        return mb.matmul(x=weigh(mb.matmul(x=q, y=k, transpose_y=True), mask, flags), y=v)
+
+    assert traced(body, {"k": 2, "v": 2}, flags=(B, 1, Q, S))[0].hidden is hides
+
+
+def test_every_attention_needs_a_mask() -> None:
+    def body(k2: Any, v2: Any, **given: Any) -> Any:
+        bare = mb.matmul(x=_softmax(mb.matmul(x=given["q"], y=k2, transpose_y=True)), y=v2)
+        return attention(**given), bare
+
+    slots, _ = traced(body, {"k": 2, "v": 2, "k2": 2, "v2": 2}, k2=(B, H, S, D), v2=(B, H, S, D))
+    assert not slots.hidden
+
+
+def test_what_is_added_to_keys_masks_no_scores() -> None:
+    """A bias of each slot, as long as there are slots."""
+
+    def body(q: Any, k: Any, v: Any, tall: Any, **_: Any) -> Any:
+        moved = mb.add(x=k, y=tall)
+        return mb.matmul(x=_softmax(mb.matmul(x=q, y=moved, transpose_y=True)), y=v)
+
+    with pytest.raises(NoMatch):
+        traced(body, {"k": 2, "v": 2})
+
+    def transposed(q: Any, k: Any, v: Any, row: Any, **_: Any) -> Any:
+        moved = mb.add(x=mb.transpose(x=k, perm=[0, 1, 3, 2]), y=row)
+        return mb.matmul(x=_softmax(mb.matmul(x=q, y=moved)), y=v)
+
+    assert not traced(transposed, {"k": 2, "v": 2})[0].hidden
+
+
 def test_two_attentions_of_one_mask() -> None:
     def body(**given: Any) -> Any:
         return attention(**given), fused(**{**given, "k": given["k2"], "v": given["v2"]})
