@@ -66,6 +66,7 @@ __all__ = [
     "remove_input",
     "remove_ops",
     "rename_input",
+    "replace_input",
     "replace_uses",
     "set_ranges",
     "shape_of",
@@ -383,6 +384,17 @@ def remove_input(function: Function, name: str) -> None:
     del function.placeholder_inputs[name]
     del function._input_dict[name]
     function.input_types = type(function.input_types)(t for t in function.input_types if t.name != name)
+
+
+def replace_input(function: Function, old: str, new: str) -> None:
+    """Let the input ``new`` have the name and the place of ``old``, which nothing uses any more."""
+    order = [name for name in function.inputs if name != new]
+    remove_input(function, old)
+    rename_input(function, new, old)
+    for held in (cast("Any", function).placeholder_inputs, function._input_dict):
+        entries = {name: held[name] for name in order}
+        held.clear()
+        held.update(entries)
 
 
 def refine_shape(var: Var, shape: Sequence[Any]) -> Var:

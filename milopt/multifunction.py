@@ -1,21 +1,27 @@
-"""Several models of the same weights as the functions of one model."""
+"""Several models of the same weights as the functions of one model, and a function as a model of its own."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from milopt.errors import MiloptError
-from milopt.mil import Operation, Program, constant, digest, operations
+from milopt.mil import Operation, Program, constant, digest, dtype_name, operations
 from milopt.package import Model
 from milopt.package.carried import Carried
+from milopt.package.describing import section_of
+from milopt.package.making import hold
+from milopt.package.weights import Packed, packed_of
 
-__all__ = ["merge", "share_weights"]
+__all__ = ["extract", "merge", "share_weights"]
 
 # Below this, finding an equal array costs more than it saves; Core ML stores such constants in the specification.
 _WORTH_SHARING = 64
+# What a description says of a classifier's outputs.
+_CLASSES = ("predictedFeatureName", "predictedProbabilitiesName")
 
 
 def merge(models: Mapping[str, Model], *, default: str) -> Model:
@@ -59,12 +65,52 @@ def merge(models: Mapping[str, Model], *, default: str) -> Model:
     return merged
 
 
+def extract(model: Model, function: str, *, name: str = "main") -> Model:
+    """A model of one function of ``model``, under the name ``name``; ``model`` stays as it is, weights are shared.
+
+    Texts, metadata and attachments come along, but not the list of query lengths. A model whose one function is called
+    ``main`` is one that systems before iOS 18 read, if its ops allow it. :class:`~milopt.errors.MiloptError` for an
+    unknown function.
+    """
+    model.function(function)
+    alone = model.clone()
+    graph = alone.program.functions[function]
+    alone.program.functions = {name: graph}
+    alone.program.default_function_name = alone.default_function = name
+    alone.program.export_as_multifunction = name != "main"
+    alone.metadata.pop("milopt.query_lengths", None)
+    attributes = model.carried.function_attributes
+    alone.carried.function_attributes = {name: attributes[function]} if function in attributes else {}
+    alone.description = _alone(model, function, name)
+    return alone
+
+
+def _alone(model: Model, function: str, name: str) -> Any:
+    """The description of a model that has no other function."""
+    section = section_of(model, function)
+    if model.description is None or section is None:
+        return None
+    description = copy.deepcopy(model.description)
+    for field in ("input", "output", "state", "functions", "defaultFunctionName", *_CLASSES):
+        description.ClearField(field)
+    place = description if name == "main" else description.functions.add(name=name)
+    for field in ("input", "output", "state"):
+        getattr(place, field).extend(getattr(section, field))
+    for field in _CLASSES:
+        setattr(place, field, getattr(section, field))
+    return description
+
+
 def share_weights(program: Program) -> int:
     """Make constants that are equal byte for byte one array in memory; the bytes that are no longer needed."""
     saved = 0
     known: dict[tuple[str, str, tuple[int, ...], bytes], np.ndarray[Any, Any]] = {}
+    boxes: dict[tuple[str, tuple[int, ...], bytes], Packed] = {}
     for function in program.functions.values():
         for op in operations(function):
+            if (box := _packed(op)) is not None:
+                saved += _share_packed(op, box, boxes)
+                continue
             array = _weight(op)
             if array is None:
                 continue
@@ -76,6 +122,22 @@ def share_weights(program: Program) -> int:
                 saved += 0 if np.shares_memory(first, array) else array.nbytes
                 _set_value(op, first)
     return saved
+
+
+def _packed(op: Operation) -> Packed | None:
+    """The box of elements of less than a byte, which stay packed."""
+    box = packed_of(op.outputs[0]) if op.op_type == "const" else None
+    return None if box is None or box.piece is None else box
+
+
+def _share_packed(op: Operation, box: Packed, known: dict[tuple[str, tuple[int, ...], bytes], Packed]) -> int:
+    """Let the constant hold the box with these elements that came first; the bytes saved."""
+    assert box.piece is not None
+    first = known.setdefault((dtype_name(op.outputs[0]), box.shape, digest(box.piece.view(), 32)), box)
+    if first.piece is None or first.piece.key == box.piece.key:
+        return 0
+    hold(op.outputs[0], first.reshape(*first.shape))
+    return box.piece.size
 
 
 def _weight(op: Operation) -> np.ndarray[Any, Any] | None:

@@ -37,6 +37,7 @@ _OWN = {
     "split-head": "head:SplitHead",
     "dma-notch": "notch:DmaNotch",
     "palettize": "compression:Palettize",
+    "budget": "budget:Budget",
     "quantize": "quantization:Quantize",
     "decompress": "decompression:Decompress",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +12,17 @@ import numpy.typing as npt
 from milopt.cachecolumns import ring_tokens
 from milopt.cachedrive import CacheLayout, recognise, recognise_flexible
 from milopt.errors import MiloptError
+from milopt.head_logits import logits_plans
 from milopt.interpreter import Plan, Precision, ValueInfo, compile_all
 from milopt.interpreter.values import is_float
 from milopt.package import Model
-from milopt.signature import CacheSignature
+from milopt.public_layouts import public_plans
+from milopt.signature import CacheSignature, outer
+from milopt.signature_head import HeadSignature
+from milopt.signature_layout import LayoutSignature
+
+if TYPE_CHECKING:
+    from milopt.sets import DeploymentSet
 
 __all__ = ["Block", "Overflow", "Plans", "Session", "blocks"]
 
@@ -76,16 +83,27 @@ class Plans:
     The model has a cache in one of two forms, in all its functions: inputs ``past_*`` with outputs ``present_*``, or
     the states that ``kv-to-state`` makes of them. Each function takes token ids (1, Q) under a usual name
     (``input_ids``), an additive or boolean mask over the context's slots (..., Q, context), and perhaps the tokens'
-    positions (``position_ids``); it returns ``logits`` (1, Q, V). MiloptError says what is missing.
+    positions (``position_ids``); it returns ``logits`` (1, Q, V). MiloptError says what is missing. What ``split-head``
+    took apart is whole again; logits that are not given back are minus infinity, and ``candidates`` are how many are.
     """
 
     def __init__(
-        self, model: Model, *, precision: Precision = "declared", keep_weights: bool = True, device: str = "cpu"
+        self,
+        model: Model | DeploymentSet,
+        *,
+        precision: Precision = "declared",
+        keep_weights: bool = True,
+        device: str = "cpu",
     ) -> None:
-        plans = compile_all(model, precision=precision, keep_weights=keep_weights, device=device)
-        layout = recognise(plans, CacheSignature.from_metadata(model.metadata), model.metadata)
+        relaid, metadata = LayoutSignature.from_metadata(model.metadata), model.metadata
+        plans = public_plans(_compiled(model, precision, keep_weights, device), relaid)
+        if relaid is not None:
+            metadata = relaid.public_metadata(metadata)
+        self.head = HeadSignature.from_metadata(metadata)
+        plans = logits_plans(plans, self.head)
+        layout = recognise(plans, CacheSignature.from_metadata(metadata), metadata)
         if layout is None and len(plans) == 1:
-            layout = recognise_flexible(next(iter(plans.values())), model.metadata)
+            layout = recognise_flexible(next(iter(plans.values())), metadata)
         if layout is None:
             first = plans[model.default_function] if model.default_function in plans else next(iter(plans.values()))
             raise MiloptError(
@@ -114,9 +132,24 @@ class Plans:
         return next(iter(self.functions.values())).vocabulary
 
     @property
+    def candidates(self) -> int:
+        """How many logits of a row are given back: all, or the likeliest."""
+        if self.head is None or self.head.kind == "slices":
+            return self.vocabulary
+        return 1 if self.head.kind == "argmax" else self.head.k
+
+    @property
     def only_last(self) -> bool:
         """Whether logits come out for the last row of a call only."""
         return any(function.only_last for function in self.functions.values())
+
+
+def _compiled(model: Model | DeploymentSet, precision: Precision, keep_weights: bool, device: str) -> dict[str, Plan]:
+    if isinstance(model, Model):
+        return compile_all(model, precision=precision, keep_weights=keep_weights, device=device)
+    from milopt.sets.running import compile_set
+
+    return compile_set(model, precision=precision, keep_weights=keep_weights, device=device)
 
 
 class _Function:
@@ -158,7 +191,7 @@ class _Function:
 
     @staticmethod
     def _only_output(plan: Plan, layout: CacheLayout) -> str:
-        presents = {slot.present for slot in layout.signature.slots}
+        presents = {outer(slot.present) for slot in layout.signature.slots}
         outputs = [name for name in plan.outputs if name not in presents]
         if len(outputs) != 1:
             raise MiloptError(f"function {plan.function!r} has no output 'logits'; it returns {', '.join(outputs)}")
@@ -208,7 +241,7 @@ class Session:
 
     def __init__(
         self,
-        model: Model | Plans,
+        model: Model | DeploymentSet | Plans,
         *,
         precision: Precision = "declared",
         keep_weights: bool = True,

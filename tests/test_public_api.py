@@ -25,6 +25,7 @@ _PUBLIC = (
     "milopt.inspection",
     "milopt.interpreter",
     "milopt.observation",
+    "milopt.sets",
     "milopt.verify",
     "milopt.package",
 )

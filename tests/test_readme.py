@@ -18,7 +18,12 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 PYTHON = [body for language, body in BLOCKS if language == "python"]
 CONSOLE = [line[2:] for language, body in BLOCKS if language == "console" for line in body.splitlines()]
 # These need a model of hundreds of megabytes: the demo runs what they run.
-NEED_A_MODEL = ("milopt convert SmolLM2", "milopt generate smollm2", "milopt check-contract apple")
+NEED_A_MODEL = (
+    "milopt convert SmolLM2",
+    "milopt chunk smollm2",
+    "milopt generate smollm2",
+    "milopt check-contract apple",
+)
 
 
 @pytest.fixture

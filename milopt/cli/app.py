@@ -8,11 +8,14 @@ from typing import Annotated, Any
 import typer
 
 import milopt
+from milopt.cli.calibrate import calibrate
 from milopt.cli.check_contract import check_contract
+from milopt.cli.chunk import chunk
 from milopt.cli.convert import convert
 from milopt.cli.demo import demo
 from milopt.cli.diff import diff
 from milopt.cli.explain import explain
+from milopt.cli.extract_function import extract_function
 from milopt.cli.generate import generate
 from milopt.cli.inspect import inspect
 from milopt.cli.lint_numerics import lint_numerics
@@ -33,7 +36,10 @@ _COMMANDS = (
     explain,
     lint_numerics,
     passes,
+    chunk,
+    extract_function,
     generate,
+    calibrate,
     check_contract,
     demo,
 )

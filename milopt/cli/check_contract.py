@@ -27,6 +27,9 @@ def check_contract(
         Path | None,
         typer.Option("--reference", metavar="DIR", help="The transformers model, or .gguf, that it was made from."),
     ] = None,
+    pickles: Annotated[
+        bool, typer.Option("--pickles", help="Read the reference's .bin weights, if they hold nothing but tensors.")
+    ] = False,
     tokens: Annotated[int, typer.Option(min=1, help="How many tokens a conversation has behind its prompt.")] = 16,
     agreement: Annotated[
         float, typer.Option(min=0, max=1, help="The share of tokens that must be the reference's.")
@@ -51,11 +54,21 @@ def check_contract(
     del debug
     from milopt.cli.console import output, steps
     from milopt.contracts import check
+    from milopt.errors import MiloptError
     from milopt.tables import table
 
+    if pickles and reference is None:
+        raise MiloptError("--pickles is for the weights of a --reference")
     with steps(verbose=verbose) as tell:
         found = check(
-            package, style.value, reference=reference, tokens=tokens, agreement=agreement, seed=seed, tell=tell
+            package,
+            style.value,
+            reference=reference,
+            pickles=pickles,
+            tokens=tokens,
+            agreement=agreement,
+            seed=seed,
+            tell=tell,
         )
     if json:
         print(json_format.dumps(found.to_json(), indent=2, ensure_ascii=False))

@@ -6,9 +6,14 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+from rich.columns import Columns
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from milopt.progress import listening
 
 __all__ = ["Settings", "Steps", "complain", "output", "steps"]
 
@@ -39,7 +44,7 @@ class Steps:
     def __init__(self, progress: Progress | None, *, verbose: bool) -> None:
         self._progress = progress
         self._verbose = verbose
-        self._task = progress.add_task("", total=None) if progress else None
+        self._task = progress.add_task("", total=None, part="") if progress else None
 
     def __call__(self, text: str) -> None:
         """A new step begins; ``text`` is a lowercase phrase without a full stop."""
@@ -47,6 +52,16 @@ class Steps:
             self._progress.update(self._task, description=text)
         elif self._verbose:
             print(f"{text} ...", file=sys.stderr, flush=True)
+
+    def refresh(self) -> None:
+        """Show it now, and not at the next of ten times a second."""
+        if self._progress is not None:
+            self._progress.refresh()
+
+    def count(self, what: str, done: float, total: float) -> None:
+        """On a terminal, a bar beside the step: how much of ``what`` is done."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total, part="" if done >= total else what)
 
 
 @contextmanager
@@ -56,6 +71,20 @@ def steps(*, verbose: bool = False) -> Generator[Steps]:
     if not console.is_terminal:
         yield Steps(None, verbose=verbose)
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn(), _Part())
     with Progress(*columns, console=console, transient=True) as progress:
-        yield Steps(progress, verbose=verbose)
+        told = Steps(progress, verbose=verbose)
+        with listening(told.count):
+            yield told
+
+
+class _Part(ProgressColumn):
+    """The bar of what can be counted, and what it counts; nothing otherwise."""
+
+    _bar = BarColumn(bar_width=24)
+
+    def render(self, task: Task) -> Any:
+        if not task.fields["part"] or not task.total:
+            return Text("")
+        text = Text(f" {task.completed / task.total:.0%} {task.fields['part']}")
+        return Columns([self._bar.render(task), text])

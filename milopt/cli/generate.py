@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from milopt.generate import Answer, Chat
     from milopt.package import Model
     from milopt.sampling import Sampling
+    from milopt.session import Session
+    from milopt.sets import DeploymentSet
 
 __all__ = ["generate"]
 
 
 def generate(
-    package: Annotated[Path, typer.Argument(metavar="PKG", help="A package that `milopt convert` made.")],
+    package: Annotated[
+        Path, typer.Argument(metavar="PKG", help="A package that `milopt convert` made, or a set of `milopt chunk`.")
+    ],
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer this and leave; else chat.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.0,
@@ -45,26 +49,40 @@ def generate(
     * milopt generate smollm2.mlpackage --prompt "What is the capital of France?"
 
     * milopt generate smollm2.mlpackage --temperature 0.7 --top-p 0.9 --seed 1
+
+    * milopt generate smollm2-set/
     """
     del debug
     from milopt.cli.console import steps
     from milopt.generate import Chat
-    from milopt.package import load
     from milopt.sampling import Sampling
     from milopt.session import Session
 
     settings = Sampling(temperature, top_k, top_p, seed)
     with steps(verbose=verbose) as tell:
         tell(f"load {package.name}")
-        model = load(package)
+        model = _load(package)
         words = _tokenizer(model, tokenizer)
         tell("prepare the model")
-        chat = Chat(Session(model, keep_weights=True), words, system=system, raw=raw)
+        session = Session(model, keep_weights=True)
+        _check_sampling(settings, session)
+        chat = Chat(session, words, system=system, raw=raw)
     talk = _Talk(chat, settings, max_tokens, verbose)
     if prompt is not None:
         talk.say(prompt)
         return
     _converse(talk)
+
+
+def _check_sampling(sampling: Sampling, session: Session) -> None:
+    """MiloptError where the package does not give back what is to be drawn from."""
+    from milopt.errors import MiloptError
+
+    given = session.plans.candidates
+    if sampling.temperature > 0 and given < min(sampling.top_k or session.plans.vocabulary, session.plans.vocabulary):
+        tokens = "the likeliest token alone" if given == 1 else f"the {given} likeliest tokens"
+        wanted = "--temperature 0" if given == 1 else f"--top-k {given} or fewer, or --temperature 0"
+        raise MiloptError(f"the package gives {tokens} (split-head): take {wanted}")
 
 
 class _Talk:
@@ -134,18 +152,24 @@ def _summary(answer: Answer) -> str:
     )
 
 
-def _tokenizer(model: Model, folder: Path | None) -> Any:
+def _load(path: Path) -> Model | DeploymentSet:
+    from milopt import package, sets
+
+    return sets.load(path) if sets.is_set(path) else package.load(path)
+
+
+def _tokenizer(model: Model | DeploymentSet, folder: Path | None) -> Any:
     from milopt.huggingface import Tokenizer, TokenizerError
 
     if folder is not None:
         _attach(model, folder)
     try:
-        return Tokenizer.of(model)
+        return Tokenizer.from_attachments(model.attachments)
     except TokenizerError as error:
         raise TokenizerError(f"{error}; name a folder that has one with --tokenizer") from error
 
 
-def _attach(model: Model, folder: Path) -> None:
+def _attach(model: Model | DeploymentSet, folder: Path) -> None:
     """Put the tokenizer of a transformers folder into ``model``, in memory only."""
     from types import SimpleNamespace
 

@@ -10,6 +10,7 @@ import typer
 from milopt.cli.options import (
     AttentionOption,
     Bisect,
+    Calibration,
     Debug,
     DeploymentTarget,
     DumpDir,
@@ -33,6 +34,7 @@ def optimize(
     destination: Output,
     passes: Passes = None,
     attention: AttentionOption = None,
+    calibration: Calibration = None,
     minimum_deployment_target: DeploymentTarget = None,
     function: Functions = None,
     verify: VerifyOption = Verify.stage,
@@ -54,6 +56,8 @@ def optimize(
 
     * milopt optimize in.mlpackage -o out.mlpackage --passes 'fuse-sdpa,palettize{bits=6}' --verify each
 
+    * milopt optimize in.mlpackage -o out.mlpackage --passes 'budget{size=0.3}' --calibration stats.safetensors
+
     * milopt optimize old.mlpackage -o new.mlpackage --minimum-deployment-target iOS18
 
     * milopt optimize in.mlpackage -o out.mlpackage --passes 'canonicalize,ct:common::fuse_gelu_exact' --bisect
@@ -67,7 +71,7 @@ def optimize(
     from milopt.cli.work import Watching, optimize_and_save, pipeline_of
     from milopt.package import load
 
-    pipeline = pipeline_of(passes, minimum_deployment_target)
+    pipeline = pipeline_of(passes, minimum_deployment_target, calibration)
     if attention is not None:
         from milopt.passes.attention_policy import with_attention
 

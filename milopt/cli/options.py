@@ -16,6 +16,7 @@ __all__ = [
     "Attention",
     "AttentionOption",
     "Bisect",
+    "Calibration",
     "Debug",
     "DeploymentTarget",
     "DumpDir",
@@ -42,10 +43,11 @@ class Verify(str, Enum):
 
 
 class Attention(str, Enum):
-    """What attention becomes: the fused op, einsums head by head, or what it is."""
+    """What attention becomes: the fused op, einsums head by head, two matmuls for all heads, or what it is."""
 
     fused = "fused"
     split_einsum = "split-einsum"
+    matmul = "matmul"
     keep = "keep"
 
 
@@ -87,8 +89,16 @@ AttentionOption = Annotated[
     Attention | None,
     typer.Option(
         "--attention",
-        help="What attention becomes, whatever the passes say: the op of iOS18, einsums head by head (for the Neural "
-        "Engine), or what it is.",
+        help="What attention becomes, whatever the passes say: the op of iOS18, einsums head by head or matmuls (for "
+        "the Neural Engine; with layout-bc1s, matmuls move least), or what it is.",
+    ),
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        metavar="STATS",
+        help="Statistics of milopt calibrate, for the palettize and budget passes among them.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Everything, as JSON on stdout, instead of the tables.")]

@@ -89,9 +89,10 @@ def _outcome(each: Coverage) -> str:
 
 def print_passes(console: Console, report: Report, *, reasons: bool = False) -> None:
     """What each pass did, and with ``reasons`` what each of its rules did, and the nearest places left alone."""
-    parts = report.parts or [report]
+    parts = report.parts or ([report] if report.name else [])
     rows = [(part.name, part.applied, part.missed, f"{part.seconds:.1f}") for part in parts]
-    console.print(table("Passes", "pass", ">applied", ">missed", ">seconds", rows=rows))
+    if rows:
+        console.print(table("Passes", "pass", ">applied", ">missed", ">seconds", rows=rows))
     if reasons and any(part.rules for part in parts):
         stats = [
             (part.name, rule, each.tried, each.matched, each.applied, f"{each.seconds:.2f}")

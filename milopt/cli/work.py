@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from milopt.bisecting import bisect, check_folder
+from milopt.calibration.applying import with_calibration
 from milopt.census import Census, census, package_bytes
 from milopt.cli.console import Steps, output, steps
 from milopt.cli.options import Verify
@@ -16,7 +17,7 @@ from milopt.cli.tables import print_census, print_passes, size
 from milopt.dumping import Dump, printer
 from milopt.errors import MiloptError, VerificationError
 from milopt.package import Model
-from milopt.pipeline import Callback, Pipeline
+from milopt.pipeline import DEFAULT, Callback, Pipeline
 from milopt.reporting import report_dict
 from milopt.reports import Report
 from milopt.upgrading import Upgrade
@@ -24,9 +25,13 @@ from milopt.upgrading import Upgrade
 __all__ = ["Watching", "optimize_and_save", "pipeline_of", "run_pipeline"]
 
 
-def pipeline_of(passes: str | None, upgrade_to: str | None = None) -> Pipeline:
-    """The pipeline that ``--passes`` spells, the default one for ``None``; before it an upgrade to a newer target."""
-    pipeline = Pipeline.default() if passes is None else Pipeline.parse(passes)
+def pipeline_of(passes: str | None, upgrade_to: str | None = None, calibration: Path | None = None) -> Pipeline:
+    """The pipeline that ``--passes`` spells, the default one for ``None``; before it an upgrade to a newer target.
+
+    ``calibration`` is a file that the passes which take one are given.
+    """
+    text = DEFAULT if passes is None else passes
+    pipeline = Pipeline.parse(text) if calibration is None else with_calibration(text, calibration)
     return pipeline if upgrade_to is None else Pipeline((Upgrade(upgrade_to), *pipeline.passes))
 
 

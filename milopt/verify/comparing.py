@@ -16,9 +16,11 @@ from milopt.mil import Program
 from milopt.package import Model, load
 from milopt.precisions import Precision
 from milopt.signature import CacheSignature
+from milopt.verify.choices import Choices, first_choice
 from milopt.verify.driving import Listening, Observed
 from milopt.verify.freezing import Frozen, freeze
 from milopt.verify.heads import answering
+from milopt.verify.layouts import publicly
 from milopt.verify.locating import Capture, Fingerprints, excerpt, first_parting, first_value
 from milopt.verify.measuring import Meter, Where
 from milopt.verify.pairing import Pair, pair_up
@@ -34,7 +36,7 @@ Source: TypeAlias = str | os.PathLike[str] | Model | Program | Frozen
 Inputs: TypeAlias = Mapping[str, Any] | Sequence[int]
 
 _EXACT = Exact()
-_Heard = TypeVar("_Heard", Fingerprints, Capture)
+_Heard = TypeVar("_Heard", Fingerprints, Capture, Choices)
 
 
 def compare(
@@ -66,6 +68,7 @@ def compare(
     old = _frozen(before, metric if isinstance(metric, Exact) else _EXACT)
     new = _frozen(after, metric)
     old, new = _only(old, function), _only(new, function)
+    old, new = publicly(old, new)
     old = answering(old, new)
     verdict = Verdict(metric, 0, recipe=Recipe.of(seed, trials, function, given))
     pair = pair_up(old, new, signature or _declared(new) or _declared(old))
@@ -243,6 +246,7 @@ def _located(pair: Pair, metric: Metric, trial: Trial, where: Where, reason: str
         key, op_type = parting
         before, after = listen(lambda: Capture(key))
         first = first_value(key, op_type, before.value, after.value, ordered=ordered)
+    choice = first_choice(*listen(Choices))
     name = first.name if first is not None else where.output
     return Difference(
         reason,
@@ -251,4 +255,5 @@ def _located(pair: Pair, metric: Metric, trial: Trial, where: Where, reason: str
         first,
         excerpt(pair.old.plans[function], pair.old.opsets[function], name),
         excerpt(pair.new.plans[function], pair.new.opsets[function], name),
+        choice,
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from milopt.cachedrive import CacheLayout
 from milopt.interpreter import Plan, ValueInfo
-from milopt.signature import CacheSignature
+from milopt.signature import CacheSignature, outer
 
 __all__ = ["cached_shapes", "mismatch", "renamed_mismatch"]
 
@@ -27,7 +27,8 @@ def renamed_mismatch(
     """The same where inputs got other names: ``former`` is the cache before, ``declared`` the one after."""
     if before.keys() != after.keys():
         return f"functions {', '.join(before)} are {', '.join(after)} after"
-    cached = {name for slot in (*former.slots, *declared.slots) for name in (slot.past, slot.present, slot.state)}
+    slots = (*former.slots, *declared.slots)
+    cached = {name for slot in slots for name in (outer(slot.past), outer(slot.present), slot.state)}
     cached |= {former.position, declared.position}
     names = dict(declared.renamed)
     for name, plan in before.items():
@@ -67,7 +68,7 @@ def _explained(before: Plan, after: Plan, declared: CacheSignature | None) -> tu
     """The names that a change between the two forms of a cache takes away, and those that it adds."""
     if declared is None:
         return set(), set()
-    past = {name for slot in declared.slots for name in (slot.past, slot.present)}
+    past = {outer(name) for slot in declared.slots for name in (slot.past, slot.present)}
     state = {declared.position, *(slot.state for slot in declared.slots)}
     if past & before.inputs.keys() and state & after.states.keys():
         return past, state

@@ -21,7 +21,20 @@ from tests.verify.decoders import Decoder
 
 Capture = pytest.CaptureFixture[str]
 
-COMMANDS = ("convert", "optimize", "verify", "run", "inspect", "diff", "lint-numerics", "passes", "generate", "demo")
+COMMANDS = (
+    "convert",
+    "optimize",
+    "verify",
+    "run",
+    "inspect",
+    "diff",
+    "lint-numerics",
+    "passes",
+    "chunk",
+    "extract-function",
+    "generate",
+    "demo",
+)
 
 
 def printed(capsys: Capture, *arguments: object, status: int = 0) -> str:
@@ -264,6 +277,7 @@ def options(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         (["--precision", "float32"], None, "float32"),
         (["--precision", "lut4"], "palettize{bits=4}", "float16"),
         (["--precision", "lut6"], "palettize", "float16"),
+        (["--precision", "lut8"], "palettize{bits=8}", "float16"),
         (["--precision", "int4"], "quantize", "float16"),
         (["--precision", "int8"], "quantize{dtype=int8}", "float16"),
     ],

@@ -12,6 +12,7 @@ _SIZE = "MIL gives a product or an attention no operands whose sizes differ here
 _BELOW = "the axis itself is never among these, by the guard before"
 _UNSURE = "what is neither True nor False is not sure, and these two are asked for by identity"
 _SYMMETRIC = "one is as large as the other where the other is as large as the one"
+_SET = "a dictionary that serves as an ordered set"
 _ABSOLUTE = "the absolute value of a difference is that of its opposite"
 _MORE = "a value comes up once more than needed, and each step says again what is known already"
 
@@ -29,8 +30,30 @@ EQUIVALENT: dict[tuple[str, str], dict[tuple[str, str], str]] = {
         ),
         ("abs(factor - 1) > _FP32_STEP", "abs(1 - factor) > _FP32_STEP"): _ABSOLUTE,
     },
+    ("passes/attention_writing.py", "write_fused"): {
+        ("map(same_size, ours, theirs)", "map(same_size, theirs, ours)"): _SYMMETRIC,
+    },
     ("passes/attention_writing.py", "_is_one"): {
         ("abs(factor - 1) <= float(np.finfo(kind).eps)", "abs(1 - factor) <= float(np.finfo(kind).eps)"): _ABSOLUTE,
+    },
+    ("passes/attention_masks.py", "read_scores"): {
+        ("Mask(op, side, 'scale', number)", "Mask(side, op, 'scale', number)"): "of a scale the number alone is read",
+    },
+    ("passes/attention_styles.py", "_products"): {
+        ("op.softmax(x=scores, axis=-1)", "op.softmax(x=scores)"): "the last axis is the default",
+    },
+    ("passes/decomposition.py", "DecomposeAttention.pattern"): {
+        ("op.one_of('masking', mask=mask, none=None)", "op.one_of('masking', mask=None, none=mask)"): _ORDER,
+    },
+    ("passes/gqa.py", "PackHeads.pattern"): {
+        ("op.one_of('masking', mask=mask, none=None)", "op.one_of('masking', mask=None, none=mask)"): _ORDER,
+    },
+    ("passes/gqa_shared.py", "_moved"): {
+        ("return None", "pass"): "the last statement: who ends without one returns None",
+    },
+    ("passes/gqa_shared.py", "_repeats"): {
+        ("np.array_equal(numbers, wanted)", "np.array_equal(wanted, numbers)"): "equality is symmetric",
+        ("np.arange(prod(shape), dtype=np.int32)", "np.arange(prod(shape))"): "the same numbers, in more bytes",
     },
     ("passes/attention_sites.py", "_equal"): {
         (
@@ -98,7 +121,7 @@ EQUIVALENT: dict[tuple[str, str], dict[tuple[str, str], str]] = {
         ("origin is not None and origin not in origins", "origin is not None"): _MORE,
     },
     ("passes/slots.py", "_Walk.mask"): {
-        ("self.slots.masks[name] = None", "self.slots.masks[name] = 0"): "a dictionary that serves as an ordered set",
+        ("self.slots.masks[name] = None", "self.slots.masks[name] = 0"): _SET,
     },
     ("passes/slots_moves.py", "_reduction"): {
         ("(each < axis for each in axes)", "(each <= axis for each in axes)"): _BELOW,
@@ -156,6 +179,38 @@ EQUIVALENT: dict[tuple[str, str], dict[tuple[str, str], str]] = {
             "op.one_of('spelling', mul=op.mul(x=x, y=narrow), div=op.real_div(x=x, y=root))",
             "op.one_of('spelling', mul=op.real_div(x=x, y=root), div=op.mul(x=x, y=narrow))",
         ): _ORDER,
+    },
+    ("passes/residual.py", "_Stream.take"): {
+        ("self.values[each] = None", "self.values[each] = 0"): _SET,
+    },
+    ("passes/residual.py", "_Stream._behind"): {
+        ("self.layer_norms[user] = None", "self.layer_norms[user] = 0"): _SET,
+    },
+    ("passes/rows.py", "_Group._before"): {
+        ("self.starts[op] = None", "self.starts[op] = 0"): _SET,
+        ("self.inside[op] = None", "self.inside[op] = 0"): _SET,
+    },
+    ("passes/rows.py", "_Group._behind"): {
+        ("self.ends[user] = None", "self.ends[user] = 0"): _SET,
+    },
+    ("passes/rotary_forms.py", "_ramp"): {
+        (
+            "np.minimum(np.maximum(values, 0.0), 1.0)",
+            "np.minimum(1.0, np.maximum(values, 0.0))",
+        ): "the smaller of two is that of the two",
+        (
+            "np.minimum(np.maximum(values, 0.0), 1.0)",
+            "np.minimum(np.maximum(0.0, values), 1.0)",
+        ): "the larger of two is that of the two",
+    },
+    ("passes/kernels.py", "_Carrier._repacked"): {
+        (
+            "unpack(constant(inputs[key]), bits, prod(sizes), signed=False)",
+            "unpack(constant(inputs[key]), bits, prod(sizes), signed=True)",
+        ): "the same bits are packed again, whatever numbers they were in between",
+    },
+    ("passes/kernels.py", "grain_of"): {
+        ("1 < var.shape[axis] < size", "1 < var.shape[axis] <= size"): "groups of one channel ask for nothing",
     },
     ("passes/angles.py", "_joined"): {
         ("first = parts[0]", "first = parts[1]"): "all parts have the same axes, and the rest of the first is replaced",

@@ -87,12 +87,13 @@ def _modules_of(tests: list[Path]) -> list[str]:
 
 
 def _late_among(names: list[str]) -> set[str]:
-    """The passes, the modules of milopt that hold something of theirs, what holds those's, and all packages' modules.
+    """The passes, our modules that hold something of theirs, what holds those's, and all packages' modules.
 
     To import a module is to import its package first.
     """
     late = set(filter(_is_late, sys.modules))
-    origins = {name: _origins(sys.modules[name]) for name in names if name.startswith("milopt")}
+    ours = [name for name in names if name.partition(".")[0] in ("milopt", "benchmarks")]
+    origins = {name: _origins(sys.modules[name]) for name in ours}
     while found := {name for name in origins if name not in late and (origins[name] | {_package(name)}) & late}:
         late |= found
     return late
