@@ -102,7 +102,8 @@ def _run(
                 function=mutant.function,
                 at_import=mutant.at_import,
                 source=mutant.source,
-                tests=_ordered(tests[mutant], store.hint(mutant)),
+                tests=tests[mutant],
+                hint=store.hint(mutant),
             )
             for number, mutant in enumerate(mutants)
             if mutant not in found
@@ -115,10 +116,6 @@ def _run(
             if done % 100 == 99:
                 store.save()
     return found
-
-
-def _ordered(tests: list[str], first: str) -> list[str]:
-    return sorted(tests, key=lambda test: test != first)
 
 
 def _why_equivalent(mutant: Mutant) -> str | None:

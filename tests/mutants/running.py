@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ _SLOWER, _LEAST_SECONDS = 10.0, 3.0
 # beside what the parent has mapped; the programs of the tests are small
 _MOST_MEMORY = 4 << 30
 _EXPIRED = 97
+_OVERHEAD = 0.005  # seconds that pytest adds to every test
 
 
 def prepare(tests: Iterable[Path]) -> None:
@@ -231,7 +233,10 @@ class _Tracer:
 
 @dataclass(frozen=True)
 class Task:
-    """A mutant (the text ``source`` of ``file``, changed in ``function``), and the tests to run until one fails."""
+    """A mutant (the text ``source`` of ``file``, changed in ``function``), and the tests to run until one fails.
+
+    ``hint`` is the test that caught it in an earlier run.
+    """
 
     number: int
     file: str
@@ -239,6 +244,7 @@ class Task:
     at_import: bool
     source: str
     tests: list[str]
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -266,8 +272,9 @@ def _job(task: Task, seconds: Mapping[str, float]) -> Callable[[int], int]:
 
     def run(write: int) -> int:
         sys.meta_path.insert(0, _Mutated(task.file, task.source))
-        files = dict.fromkeys(test.partition("::")[0] for test in task.tests)
-        code = _pytest(["-x", *files], [_Selected(task.tests, seconds, write)])
+        tests = sorted(task.tests, key=lambda test: test != task.hint)
+        files = dict.fromkeys(test.partition("::")[0] for test in tests)
+        code = _pytest(["-x", *files], [_Selected(tests, seconds, write)])
         if code == pytest.ExitCode.NO_TESTS_COLLECTED:  # the mutant gave the tests other names
             code = _pytest(["-x", *files])
         return code
@@ -306,13 +313,18 @@ class _Server:
         self.workers = workers
         self.stream = stream
         self.write = -1
+        # how many mutants of a function each test has caught: where it caught one it may well catch another
+        self.caught: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = {item.nodeid: item for item in session.items}
         gc.collect()
         gc.freeze()
+        places = {task.number: (task.file, task.function) for task in self.tasks}
         jobs = ((task.number, self.job(task, items)) for task in self.tasks)
         for number, outcome in _forked(jobs, self.workers):
+            if outcome.test:
+                self.caught[places[number]][outcome.test] += 1
             self.stream.write(json.dumps([number, outcome.status, outcome.test]) + "\n")
             self.stream.flush()
         return True
@@ -321,13 +333,20 @@ class _Server:
         def run(write: int) -> int:
             self.write = write
             _change(task)
-            selected = [items[test] for test in task.tests]
+            selected = [items[test] for test in self.ordered(task)]
             for item, following in zip(selected, [*selected[1:], None], strict=True):
                 with _timed(item.nodeid, self.seconds, write):
                     item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
             return 0
 
         return lambda write: _limited(task, self.seconds, lambda: run(write))
+
+    def ordered(self, task: Task) -> list[str]:
+        """The tests in an order in which one may soon fail: what caught the mutant before, then what caught others."""
+        caught = self.caught[task.file, task.function]
+        return sorted(
+            task.tests, key=lambda test: (test != task.hint, -caught[test] / (self.seconds[test] + _OVERHEAD))
+        )
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
