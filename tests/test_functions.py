@@ -20,7 +20,12 @@ from tests.package.support import linear
 from tests.verify.decoders import Decoder
 
 COMPRESSING = ("palettize{min_elements=64,bits=4}", "quantize{min_elements=64}")
-SPECS = (*names(), *COMPRESSING, *(f"linear-to-conv,{each}" for each in COMPRESSING))
+# a budget has no default: it is given what to keep to
+SPECS = (
+    *(f"{each}{{size=0.25}}" if each == "budget" else each for each in names()),
+    *COMPRESSING,
+    *(f"linear-to-conv,{each}" for each in COMPRESSING),
+)
 # Each function has a few numbers of its own: shapes, axes, slots.
 OWN = 200
 

@@ -11,10 +11,13 @@ import pytest
 
 from tests.cli.support import contents
 
-# The command as it is, but for a writer that says when it has begun, and then takes its time.
+# The command as it is, but for a writer that says when it has begun, and then takes its time. A shell lets what it runs in
+# the background ignore SIGINT, and what the tests start there would do so too.
 SLOWLY = """
-import sys, time
+import signal, sys, time
 import milopt.package.saving as saving
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 write = saving.write_program
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import permutations
+from itertools import islice, permutations
 from typing import Any
 
 import torch
@@ -90,16 +90,17 @@ def _decide(model: Any) -> None:
     Of random weights, the second and the third expert are within fp16's error of each other for about one token in a
     hundred; a program may then take the other one, and what it computes is another function. Here the first features
     of the residual stream say which experts a token goes to, all in turn: the embeddings put 4, 3, -3 and -4 there,
-    nobody else writes there, and each expert's row of the router looks at its own.
+    nobody else writes there, and each expert's row of the router looks at its own. (More experts than features, of a
+    family that is refused before any is chosen, stay as they are.)
     """
     routers = [module for module in model.modules() if type(module).__name__.endswith("Router")]
-    if not routers:
+    embeddings = model.get_input_embeddings().weight
+    if not routers or len(routers[0].weight) > embeddings.shape[1]:
         return
     count = len(routers[0].weight)
     levels = torch.tensor([4.0, 3.0, *[-3.0 - each for each in range(count - 2)]])
-    orders = torch.tensor(list(permutations(range(count))))
+    orders = torch.tensor(list(islice(permutations(range(count)), len(embeddings))))
     with torch.no_grad():
-        embeddings = model.get_input_embeddings().weight
         turns = orders[torch.arange(len(embeddings)) % len(orders)]
         embeddings[:, :count] = levels[turns]
         for name, weight in model.named_parameters():

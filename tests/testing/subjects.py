@@ -16,6 +16,7 @@ import milopt.passes
 from milopt.metrics import Metric
 from milopt.mil import Program, Var, mb, target
 from milopt.package import load
+from milopt.passes.budget import Budget
 from milopt.passes.compression import Palettize
 from milopt.passes.contract import ClientContract
 from milopt.passes.convolution_inverse import ConvAsLinear
@@ -223,6 +224,7 @@ def _passes() -> Iterator[Subject]:
                 odd_weights(opset=target.iOS16),
             ),
         ],
+        "budget": [_Given(Budget(size=0.7, min_elements=1), weighted(), odd_weights())],
         "quantize": [
             _Given(Quantize(min_elements=1, dtype="int8"), weighted(), odd_weights()),
             _Given(Quantize(min_elements=1, block_size=2), weighted(), odd_weights()),

@@ -13,6 +13,7 @@ from milopt.metrics import Lossy, Metric
 from milopt.mil import Function, Operation, Program, mb, operations, target, types
 from milopt.package import Model, load
 from milopt.passes.attention import FuseSdpa
+from milopt.passes.budget import Budget
 from milopt.passes.compression import Palettize
 from milopt.passes.quantization import Quantize
 from milopt.passes.rope import RopeTable
@@ -98,6 +99,8 @@ PLANTED = [
     Planted(Palettize(), layers, "constexpr_lut_to_dense", "indices", lambda a: a[::-1].copy(), "rows in reverse"),
     Planted(Palettize(), layers, "constexpr_lut_to_dense", "lut", lambda a: a * 2, "twice the values"),
     Planted(Palettize(bits=1), layers, "constexpr_lut_to_dense", "lut", np.zeros_like, "zeros, of one bit"),
+    Planted(Budget(size=0.3), layers, "constexpr_lut_to_dense", "indices", lambda a: a[::-1].copy(), "rows in reverse"),
+    Planted(Budget(size=0.3), layers, "constexpr_lut_to_dense", "lut", lambda a: a * 2, "twice the values"),
     Planted(Quantize(), layers, "constexpr_blockwise_shift_scale", "scale", lambda a: a * 3, "scale"),
     Planted(Quantize(), layers, "constexpr_blockwise_shift_scale", "data", lambda a: a[:, ::-1].copy(), "columns"),
     Planted(Quantize(dtype="int8"), layers, "constexpr_blockwise_shift_scale", "data", np.zeros_like, "zeros"),
