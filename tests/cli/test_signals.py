@@ -11,8 +11,8 @@ import pytest
 
 from tests.cli.support import contents
 
-# The command as it is, but for a writer that says when it has begun, and then takes its time. A shell lets what it runs in
-# the background ignore SIGINT, and what the tests start there would do so too.
+# The command as it is, but for a writer that says when it has begun, and then takes its time. What a shell runs in the
+# background ignores SIGINT, and what the tests start there would do so too.
 SLOWLY = """
 import signal, sys, time
 import milopt.package.saving as saving
