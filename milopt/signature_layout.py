@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -56,21 +56,24 @@ class LayoutSignature:
 
     def public_cache(self, cache: CacheSignature) -> CacheSignature:
         """What is said of a cache whose states are relaid, as if they were not."""
-        relaid = {each.name: each for several in self.functions.values() for each in several}
-        slots = tuple(
-            replace(slot, axis=relaid[slot.state].perm[cache.axis_of(slot)]) if slot.state in relaid else slot
-            for slot in cache.slots
-        )
-        return replace(cache, slots=slots)
+        return self._moved(cache, lambda perm, axis: perm[axis])
 
     def stored_cache(self, cache: CacheSignature) -> CacheSignature:
         """The same the other way round."""
+        return self._moved(cache, lambda perm, axis: perm.index(axis))
+
+    def _moved(self, cache: CacheSignature, moved: Callable[[tuple[int, ...], int], int]) -> CacheSignature:
+        """``cache`` with other axes of slots. PackageError where a state has no such axis."""
         relaid = {each.name: each for several in self.functions.values() for each in several}
-        slots = tuple(
-            replace(slot, axis=relaid[slot.state].perm.index(cache.axis_of(slot))) if slot.state in relaid else slot
-            for slot in cache.slots
-        )
-        return replace(cache, slots=slots)
+        slots = list(cache.slots)
+        for at, slot in enumerate(slots):
+            if (state := relaid.get(slot.state)) is None:
+                continue
+            axis = cache.axis_of(slot)
+            if axis not in state.perm:
+                raise PackageError(f"metadata {LAYOUT_KEY!r} says nothing of axis {axis} of state {slot.state!r}")
+            slots[at] = replace(slot, axis=moved(state.perm, axis))
+        return replace(cache, slots=tuple(slots))
 
     def public_metadata(self, metadata: Mapping[str, str]) -> dict[str, str]:
         """The metadata of a package as they would be without the other layouts."""

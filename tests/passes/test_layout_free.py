@@ -232,6 +232,14 @@ def test_what_can_not_be_read() -> None:
             LayoutSignature.from_metadata({LAYOUT_KEY: wrong})
 
 
+def test_a_cache_along_an_axis_that_its_state_lacks() -> None:
+    after, _ = laid_out(decoder(stateful=True, queries=(4,)))
+    flat = {"prefill4": {"key_cache": [[8, 4], [8, 4], [1, 0], [4, 8]]}}
+    after.metadata[LAYOUT_KEY] = json.dumps(flat)
+    with pytest.raises(PackageError, match=r"metadata 'milopt\.layout' says nothing of axis 3 of state 'key_cache'"):
+        Session(after)
+
+
 # The minimum, with inputs, outputs and states to choose as well.
 
 
