@@ -250,6 +250,8 @@ def _slice(op: Operation) -> Spec | None:
         plain = _is_plain(parts, at, dim)
         if not plain and keys[at] is None:
             return None
+        if size != 1 and keys[at] is None:
+            return None  # MIL lost that the axis has one entry
         if not plain:
             whole.add(at)
         kept.append(None if size == 1 else at)
@@ -283,17 +285,22 @@ def _slice_attributes(op: Operation, spec: Spec, place: Place) -> dict[str, Any]
     return {"begin": begin, "end": end, **names}
 
 
+def _resized(x: Var, y: Var, cut: set[int]) -> Spec | None:
+    """One result with axes of other sizes; ``None`` where such an axis had one entry, or MIL lost that it has."""
+    keys, kept = _own(x), _own(y)
+    if any(keys[at] is None for at in (*cut, *(key for key in kept if key is not None))):
+        return None
+    return Spec(((x, keys),), ((y, kept),), whole=frozenset(cut))
+
+
 def _slice_by_size(op: Operation) -> Spec | None:
     x, y = op.inputs["x"], op.outputs[0]
     begin, size = constant(op.inputs["begin"]), constant(op.inputs["size"])
     if begin is None or size is None:
         return None
-    keys = _own(x)
     pairs = list(zip(begin.tolist(), size.tolist(), shape_of(x), strict=True))
     cut = {at for at, (start, length, dim) in enumerate(pairs) if start != 0 or length not in (-1, dim)}
-    if any(keys[at] is None for at in cut):
-        return None
-    return Spec(((x, keys),), ((y, _own(y)),), whole=frozenset(cut))
+    return _resized(x, y, cut)
 
 
 def _size_attributes(op: Operation, spec: Spec, place: Place) -> dict[str, Any]:
@@ -367,11 +374,8 @@ def _pad(op: Operation) -> Spec | None:
     if pads is None or constant(op.inputs.get("mode")) not in ("constant", None):
         return None
     count = len(pads) // 2
-    keys = _own(x)
     cut = {x.rank - count + at for at in range(count) if pads[2 * at] or pads[2 * at + 1]}
-    if any(keys[at] is None for at in cut):
-        return None
-    return Spec(((x, keys),), ((y, _own(y)),), whole=frozenset(cut))
+    return _resized(x, y, cut)
 
 
 def _pad_attributes(op: Operation, spec: Spec, place: Place) -> dict[str, Any]:
@@ -388,11 +392,8 @@ def _tile(op: Operation) -> Spec | None:
     reps = constant(op.inputs["reps"])
     if reps is None:
         return None
-    keys = _own(x)
     cut = {at for at, count in enumerate(reps.tolist()) if count != 1}
-    if any(keys[at] is None for at in cut):
-        return None
-    return Spec(((x, keys),), ((y, _own(y)),), whole=frozenset(cut))
+    return _resized(x, y, cut)
 
 
 def _tile_attributes(op: Operation, spec: Spec, place: Place) -> dict[str, Any]:

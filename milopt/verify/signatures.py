@@ -55,7 +55,8 @@ def _unexplained(
         for name in old:
             if name in now:
                 columns = declared is not None and what == "input" and name in declared.masks
-                if (was := _type(old[name], columns)) != (is_ := _type(now[name], columns)):
+                told = what == "output" and _is_told(old[name], now[name])
+                if (was := _type(old[name], columns)) != (is_ := _type(now[name], columns)) and not told:
                     yield f"{what} {name!r} of function {before.function!r} is {was} before, {is_} after"
             elif name not in gone:
                 yield f"{what} {name!r} of function {before.function!r} is gone"
@@ -87,6 +88,17 @@ def cached_shapes(before: CacheLayout, after: CacheLayout, old: Plan, new: Plan)
         if was[1] != now[1] or (slot.dtype == "fp16" and was[0] != now[0]):
             return f"the cache {slot.present!r} is {was[0]}{list(was[1])} before, {now[0]}{list(now[1])} after"
     return None
+
+
+def _is_told(old: ValueInfo, now: ValueInfo) -> bool:
+    """Whether a type says what the other says, and sizes that the other left open.
+
+    Whoever takes an output of any size takes one of that size; a size that is not the one computed stops the run.
+    """
+    if old.shape is None or now.shape is None or len(old.shape) != len(now.shape):
+        return False
+    sizes = zip(old.shape, now.shape, strict=True)
+    return old.dtype == now.dtype and all(isinstance(was, str) or was == is_ for was, is_ in sizes)
 
 
 def _type(info: ValueInfo, columns: bool) -> str:

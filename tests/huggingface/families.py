@@ -94,10 +94,12 @@ def _decide(model: Any) -> None:
     family that is refused before any is chosen, stay as they are.)
     """
     routers = [module for module in model.modules() if type(module).__name__.endswith("Router")]
-    embeddings = model.get_input_embeddings().weight
-    if not routers or len(routers[0].weight) > embeddings.shape[1]:
+    if not routers:
         return
+    embeddings = model.get_input_embeddings().weight
     count = len(routers[0].weight)
+    if count > embeddings.shape[1]:
+        return
     levels = torch.tensor([4.0, 3.0, *[-3.0 - each for each in range(count - 2)]])
     orders = torch.tensor(list(islice(permutations(range(count)), len(embeddings))))
     with torch.no_grad():

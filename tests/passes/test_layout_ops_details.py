@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from milopt.mil import Operation, flat, get_new_symbol, mb, types
+from milopt.mil import Operation, flat, get_new_symbol, mb, refine_shape, types
 from milopt.passes.layout_ops import ENTRIES, Indices, Place, Spec
 
 from .refusals import program_of
@@ -374,6 +374,23 @@ SLICES: dict[str, tuple[dict[str, Any], tuple[Any, ...], str]] = {
 def test_slices(name: str) -> None:
     given, shape, wanted = SLICES[name]
     assert told(spec_of(lambda x: mb.slice_by_index(x=x, **given, name="op"), shape)) == wanted
+
+
+RESIZING: dict[str, Callable[[Any], Any]] = {
+    "slice_by_index": lambda x: mb.slice_by_index(x=x, begin=[0, 0], end=[0, 2], end_mask=[True, False], name="op"),
+    "slice_by_size": lambda x: mb.slice_by_size(x=x, begin=[0, 0], size=[-1, 2], name="op"),
+    "pad": lambda x: mb.pad(x=x, pad=[0, 1], mode="constant", name="op"),
+    "tile": lambda x: mb.tile(x=x, reps=[1, 2], name="op"),
+}
+
+
+@pytest.mark.parametrize("kind", RESIZING)
+def test_an_axis_that_turned_out_to_have_one_entry(kind: str) -> None:
+    """A batch that was open when the op was typed, and is 1 now, is still open in the type of the result."""
+    op = op_of(RESIZING[kind], (SYMBOL, 3))
+    assert ENTRIES[kind].read(op) is not None
+    refine_shape(op.inputs["x"], (1, 3))
+    assert ENTRIES[kind].read(op) is None
 
 
 def test_slices_at_computed_places_are_not_read() -> None:

@@ -7,6 +7,7 @@ import io
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 
 from milopt.errors import EvaluationError, MiloptError
 from milopt.metrics import Lossy
-from milopt.mil import Program, Var, mb, target, types
+from milopt.mil import Program, Var, get_new_symbol, mb, target, types
 from milopt.package import load
 from milopt.verify import compare, freeze
 from tests.verify.decoders import Decoder
@@ -112,6 +113,27 @@ def test_signatures_come_first(wrong: Program, reason: str) -> None:
     assert not verdict
     assert str(verdict) == f"differs: {reason}"
     assert verdict.trials == 0
+
+
+def doubled(size: int | None) -> Program:
+    """``x`` of 3 entries twice; MIL thinks that the result has ``size`` entries, or doesn't know."""
+
+    @mb.program(input_specs=[mb.TensorSpec((3,))], opset_version=target.iOS18)
+    def program(x: Var) -> Var:
+        out: Any = mb.concat(values=[x, x], axis=0, name="out")
+        out._sym_type = types.tensor(types.fp32, (get_new_symbol() if size is None else size,))
+        made: Var = out
+        return made
+
+    return program
+
+
+def test_an_output_may_be_told_a_size_that_was_open() -> None:
+    assert compare(doubled(None), doubled(6))
+    assert str(compare(doubled(6), doubled(None))) == (
+        "differs: output 'out' of function 'main' is fp32[6] before, fp32[?] after"
+    )
+    assert "gave shape (6,) for 'out', declared fp32[5]" in str(compare(doubled(None), doubled(5)))
 
 
 def test_states_are_compared() -> None:
