@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -118,7 +118,7 @@ def test_an_op_in_any_layout(op_type: str) -> None:
     programs = mil.programs(ops={op_type, "transpose", "reshape"}, max_ops=4, max_side=3, dtypes=kinds, makers=makers)
     for count in EXAMPLES:
 
-        @settings(max_examples=count, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=count, suppress_health_check=tuple(cast("Any", HealthCheck)))
         @given(programs, st.data())
         def run(program: Program, data: Any) -> None:
             changed.update(check(data.draw, program))
@@ -188,7 +188,7 @@ def linears(draw: Draw) -> Program:
 def test_products_in_any_layout(op_type: str, programs: Any, least: int) -> None:
     changed: Counter[str] = Counter()
 
-    @settings(max_examples=60, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=60, suppress_health_check=tuple(cast("Any", HealthCheck)))
     @given(programs, st.data())
     def run(program: Program, data: Any) -> None:
         changed.update(check(data.draw, program))
