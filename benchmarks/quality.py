@@ -6,13 +6,14 @@ The fp16 program's weights, the embedding among them, are put into tables by one
 is run in declared precision on 4,352 tokens of ``choice.txt`` and ``report.txt`` in windows of 512. Moments and
 Hessians come from another text (wikitext-2, beside this checkout in ``../shared``): nothing of what is scored was seen.
 A row, ``BITS/GROUP/METHOD`` with 0 for one table per weight, is written to benchmarks/results/quality.md when it is
-measured, and rows that are not asked for stay as they were.
+measured, and rows that are not asked for stay as they were. coremltools needs scikit-learn for its tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import logging
 import re
 import sys
@@ -160,6 +161,8 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=tuple(dict.fromkeys(ROWS)), metavar="BITS/GROUP/METHOD")
     parser.add_argument("--output", type=Path, default=RESULT)
     given = parser.parse_args()
+    if any(row.endswith("/coremltools") for row in given.rows) and importlib.util.find_spec("sklearn") is None:
+        parser.error("coremltools needs scikit-learn: pip install scikit-learn, or leave out these --rows")
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     base = load(given.base) if given.base else fp16_model(given.model)
