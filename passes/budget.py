@@ -16,7 +16,7 @@ from milopt.mil import target
 from milopt.package import Model
 from milopt.passes.compressing import CompressionReport, compress, spread
 from milopt.passes.compression import Palettize, note_compressed, sum_up
-from milopt.passes.decompression import weights_again
+from milopt.passes.decompression import compressed_bytes, weights_again
 from milopt.passes.palettes import PalettePlan, table_error
 from milopt.passes.uses import Weight, find_weights
 from milopt.pipeline import Pass
@@ -51,7 +51,9 @@ class Budget(Pass):
     """Constant weights  ->  ``constexpr_lut_to_dense``, of as many bits and tables as each of them is worth.
 
     Either ``size`` is given, the share of their bytes that the weights together may have afterwards, and what they lose
-    is the least that this allows; or ``loss``, and their bytes are. A weight has one of ``bits`` for each number, and a
+    is the least that this allows; or ``loss``, and their bytes are. Weights that are compressed already stay as they
+    are and count with what they take, unless ``recompress``; what they have lost is not known, so that ``loss`` leaves
+    a program that has some as it is. A weight has one of ``bits`` for each number, and a
     table for each of ``groups`` output channels (0: one in all), as ``palettize`` makes them, or stays as it is.
 
     What is lost is added up over the weights: the relative squared error of each form, measured, times the weight's
@@ -100,11 +102,17 @@ class Budget(Pass):
         statistics = Statistics.load(self.calibration) if self.calibration else None
         weights = weights_again(model) if self.recompress else find_weights(model)
         items = self._items(weights, statistics, report)
+        taken, held = (0, 0) if self.recompress else compressed_bytes(model)
         if not self.recompress:
             note_compressed(model, report)
-        if items:
-            choice = self._choose(items)
+        if taken and self.loss is not None:
+            for item in items:
+                report.leave(item.weight, NoMatch("what others lost that are compressed is not known: recompress=true"))
+        elif items:
+            choice = self._choose(items, taken, held)
             plans = [item.plans[at] for item, at in zip(items, choice.options, strict=True) if at < len(item.plans)]
+            if taken:
+                report.notes.append(f"{taken:,} bytes of other weights are compressed already, of {held:,} as numbers")
             self._tell(items, choice, report)
             totals, done = compress(plans, model, report)
             if done:
@@ -179,23 +187,25 @@ class Budget(Pass):
                 found.append(item)
         return found
 
-    def _choose(self, items: Sequence[_Item]) -> Choice:
+    def _choose(self, items: Sequence[_Item], taken: int, held: int) -> Choice:
         """The forms of all weights; its ``cost`` is bytes, its ``loss`` what is lost. MiloptError for a size too small.
 
-        The smallest size for a loss is the same task with both exchanged.
+        ``taken`` are the bytes of other weights, compressed, and ``held`` those of their numbers. The smallest size for
+        a loss is the same task with both exchanged.
         """
         costs, losses = [item.costs for item in items], [item.losses for item in items]
         if self.loss is not None:
             found = choose(losses, costs, self.loss)
             return Choice(found.options, found.loss, found.cost, found.least)
         assert self.size is not None
-        whole = sum(item.weight.array.nbytes for item in items)
+        whole = held + sum(item.weight.array.nbytes for item in items)
         try:
-            return choose(costs, losses, self.size * whole)
+            return choose(costs, losses, self.size * whole - taken)
         except Infeasible as why:
+            others = " and what is compressed as it is," if taken else ""
             raise MiloptError(
-                f"budget: size={self.size:g} can't be met: with {min(self.bits)} bits and more the weights keep "
-                f"{why.least / whole:.3f} of their bytes"
+                f"budget: size={self.size:g} can't be met: with {min(self.bits)} bits and more{others} "
+                f"the weights keep {(why.least + taken) / whole:.3f} of their bytes"
             ) from None
 
     def _tell(self, items: Sequence[_Item], choice: Choice, report: CompressionReport) -> None:

@@ -27,12 +27,12 @@ from milopt.package import Model
 from milopt.package.tensors import box_of, bytes_of, stored_key
 from milopt.package.weights import Packed
 from milopt.passes.compressing import CompressionReport, put_in_place
-from milopt.passes.uses import Place, Weight, find_weights, is_weight
+from milopt.passes.uses import CHANNEL_AXES, Place, Weight, consumers, find_weights, is_weight
 from milopt.pipeline import Pass
 from milopt.reports import Report
 from milopt.spool import Slot, Spool
 
-__all__ = ["Decompress", "compressed_weights", "decoded", "weights_again"]
+__all__ = ["Decompress", "compressed_bytes", "compressed_weights", "decoded", "weights_again"]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
@@ -83,20 +83,36 @@ def weights_again(model: Model) -> list[Weight]:
     return sorted(found, key=lambda weight: order[weight.places[0].op])
 
 
+def compressed_bytes(model: Model) -> tuple[int, int]:
+    """The bytes of all compressed weights of ops, as stored and as numbers; one that several hold counts once."""
+    firsts = [
+        places[0].op
+        for places in _compressed(model)
+        if any((op.op_type, name) in CHANNEL_AXES for place in places for name, op in consumers(place.var))
+    ]
+    numbers = (bytes_of(shape_of(op.outputs[0]), dtype_name(op.outputs[0])) for op in firsts)
+    return sum(map(_stored_bytes, firsts)), sum(numbers)
+
+
 def compressed_weights(model: Model) -> list[Weight]:
     """Every weight that ``constexpr_*`` ops make, decoded into a file without a name, in program order."""
-    places: dict[object, list[Place]] = {}
-    for name, function in model.functions.items():
-        for op in filter(_ends, operations(function)):
-            places.setdefault(_key(op.outputs[0]), []).append(Place(name, op))
     spool = Spool()
     slots: list[tuple[list[Place], Slot]] = []
-    for each in places.values():
+    for each in _compressed(model):
         array = decoded(each[0].op.outputs[0])
         slots.append((each, spool.add(array, dtype_name(each[0].var), array.size)))
     spool.finish()
     arrays: list[Array] = [spool.flat(slot) for _, slot in slots]
     return [Weight(array.reshape(shape_of(each[0].var)), each) for array, (each, _) in zip(arrays, slots, strict=True)]
+
+
+def _compressed(model: Model) -> list[list[Place]]:
+    """The places of every weight that ``constexpr_*`` ops make, in program order."""
+    places: dict[object, list[Place]] = {}
+    for name, function in model.functions.items():
+        for op in filter(_ends, operations(function)):
+            places.setdefault(_key(op.outputs[0]), []).append(Place(name, op))
+    return list(places.values())
 
 
 def _ends(op: Operation) -> bool:

@@ -202,6 +202,46 @@ def test_compressed_weights_stay_unless_they_are_asked_for() -> None:
     assert [each.bits for each in report.coverage] == [4]
 
 
+@pytest.mark.parametrize("share", [0.3, 0.45, 0.7])
+def test_a_budget_that_is_met_stays_as_it_is(share: float) -> None:
+    model = load(layers())
+    assert budgeted(model, size=share)
+    assert not budgeted(model, size=share)
+
+
+def partly_compressed() -> tuple[Model, int, int]:
+    """Two of three layers in tables of 256 numbers; the bytes that they take, and those of their numbers."""
+    model = load(layers())
+    Palettize(bits=8, granularity="tensor", min_elements=original("first").size).run(model)
+    held = original("first").nbytes + original("second").nbytes
+    return model, held // 2 + 2 * 256 * 2, held
+
+
+@pytest.mark.parametrize("share", [0.5, 0.6, 0.65])
+def test_what_is_compressed_counts(share: float) -> None:
+    model, taken, held = partly_compressed()
+    report = budgeted(model, size=share)
+    assert f"{taken:,} bytes of other weights are compressed already, of {held:,} as numbers" in report.notes
+    most = share * (held + original("third").nbytes) - taken
+    alone = load(linear_program(original("third")))
+    assert chosen(report) == chosen(budgeted(alone, size=most / original("third").nbytes))
+
+
+def test_a_size_that_compressed_weights_exceed() -> None:
+    says = r"with 2 bits and more and what is compressed as it is, the weights keep 0\.4\d\d of their bytes"
+    with pytest.raises(MiloptError, match=says):
+        budgeted(partly_compressed()[0], size=0.4)
+
+
+def test_a_loss_is_not_known_of_what_is_compressed() -> None:
+    model = partly_compressed()[0]
+    report = budgeted(model, loss=0.1)
+    assert not report
+    reasons = {each.name: each.reason for each in report.coverage}
+    assert reasons["third"] == "what others lost that are compressed is not known: recompress=true"
+    assert budgeted(model, loss=0.1, recompress=True)
+
+
 def test_targets() -> None:
     with pytest.raises(MiloptError, match=r"size=0.1 can't be met: with 2 bits and more the weights keep 0\.1\d\d of"):
         budgeted(load(layers()), size=0.1)

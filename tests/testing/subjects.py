@@ -224,7 +224,7 @@ def _passes() -> Iterator[Subject]:
                 odd_weights(opset=target.iOS16),
             ),
         ],
-        "budget": [_Given(Budget(size=0.7, min_elements=1), weighted(), odd_weights())],
+        "budget": [_Given(Budget(size=0.7, min_elements=256), weighted(), odd_weights())],
         "quantize": [
             _Given(Quantize(min_elements=1, dtype="int8"), weighted(), odd_weights()),
             _Given(Quantize(min_elements=1, block_size=2), weighted(), odd_weights()),

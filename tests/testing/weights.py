@@ -36,7 +36,7 @@ def _program(draw: Draw, opset: Target, odd: bool) -> Program:
     program = Program()
 
     def weight(*shape: int) -> Any:
-        values = source.standard_normal(shape) / np.sqrt(shape[-1])
+        values = source.standard_normal(shape) / np.sqrt(shape[1])  # what comes out is as large as what goes in
         if odd_one == "zeros":
             values *= 0
         if odd_one == "one value":
