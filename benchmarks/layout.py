@@ -27,10 +27,11 @@ from milopt.passes.layout_reading import read
 WIDTH, HEADS, KV_HEADS, HEAD, QUERY, CONTEXT, VOCABULARY = 64, 4, 2, 16, 8, 32, 96
 
 
-def decoder(layers: int, *, fused: bool = False) -> Program:
+def decoder(layers: int, *, fused: bool = False, head_norms: bool = False) -> Program:
     """A Llama decoder over a past in inputs: RMSNorm, RoPE, grouped queries, SwiGLU.
 
-    Attention is ``scaled_dot_product_attention`` where ``fused``, else two matmuls and a softmax.
+    Attention is ``scaled_dot_product_attention`` where ``fused``, else two matmuls and a softmax. With ``head_norms``
+    the heads of queries and keys have norms of their own, as in Qwen3.
     """
     rng = np.random.default_rng(0)
     f16 = np.float16
@@ -47,13 +48,13 @@ def decoder(layers: int, *, fused: bool = False) -> Program:
         *past,
     ]
 
-    def norm(x: Any) -> Any:
+    def norm(x: Any, width: int = WIDTH) -> Any:
         mean = mb.reduce_mean(x=mb.mul(x=x, y=x), axes=[-1], keep_dims=True)
-        return mb.mul(x=mb.mul(x=x, y=mb.rsqrt(x=mean, epsilon=f16(1e-3))), y=weight(WIDTH))
+        return mb.mul(x=mb.mul(x=x, y=mb.rsqrt(x=mean, epsilon=f16(1e-3))), y=weight(width))
 
-    def heads(x: Any, count: int) -> Any:
-        parts = mb.linear(x=x, weight=weight(count * HEAD, WIDTH))
-        return mb.transpose(x=mb.reshape(x=parts, shape=[1, QUERY, count, HEAD]), perm=[0, 2, 1, 3])
+    def heads(x: Any, count: int, *, normed: bool = False) -> Any:
+        parts = mb.reshape(x=mb.linear(x=x, weight=weight(count * HEAD, WIDTH)), shape=[1, QUERY, count, HEAD])
+        return mb.transpose(x=norm(parts, HEAD) if normed else parts, perm=[0, 2, 1, 3])
 
     def rotated(x: Any, cos: Any, sin: Any) -> Any:
         first, second = mb.split(x=x, num_splits=2, axis=-1)
@@ -78,7 +79,8 @@ def decoder(layers: int, *, fused: bool = False) -> Program:
         cos, sin = mb.expand_dims(x=cos, axes=[1]), mb.expand_dims(x=sin, axes=[1])
         for _ in range(layers):
             y = norm(x)
-            query, key, value = heads(y, HEADS), heads(y, KV_HEADS), heads(y, KV_HEADS)
+            query, key = heads(y, HEADS, normed=head_norms), heads(y, KV_HEADS, normed=head_norms)
+            value = heads(y, KV_HEADS)
             query, key = rotated(query, cos, sin), rotated(key, cos, sin)
             key = mb.concat(values=[keys, key], axis=2)
             value = mb.concat(values=[values, value], axis=2)

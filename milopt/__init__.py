@@ -101,7 +101,7 @@ _HOMES = {
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 # Parts with names of their own: milopt.huggingface.convert, milopt.testing.check_rule
-_PARTS = ("contracts", "huggingface", "observation", "sets", "testing")
+_PARTS = ("contracts", "exporting", "huggingface", "observation", "sets", "testing")
 
 silence_start_up()
 

@@ -38,6 +38,7 @@ __all__ = [
     "declare_range",
     "digest",
     "dtype_name",
+    "enumerate_shapes",
     "first_opset",
     "flat",
     "function_of",
@@ -434,5 +435,14 @@ def set_ranges(function: Function, name: str, bounds: Sequence[tuple[int, int]],
     dims = [low if low == high else _input_types_of.RangeDim(low, high, default=default) for low, high in bounds]
     kind = types.nptype_from_builtin(function.inputs[name].dtype)
     declared = _input_types_of.TensorType(name, shape=_input_types_of.Shape(dims), dtype=kind)
+    others = [each for each in function.input_types if each.name != name]
+    function.input_types = type(function.input_types)([*others, declared])
+
+
+def enumerate_shapes(function: Function, name: str, shapes: Sequence[Sequence[int]]) -> None:
+    """Declare the shapes that an input takes, of which the first is the default."""
+    kind = types.nptype_from_builtin(function.inputs[name].dtype)
+    several = _input_types_of.EnumeratedShapes([tuple(each) for each in shapes], default=tuple(shapes[0]))
+    declared = _input_types_of.TensorType(name, shape=several, dtype=kind)
     others = [each for each in function.input_types if each.name != name]
     function.input_types = type(function.input_types)([*others, declared])

@@ -114,6 +114,8 @@ class Plans:
         self.plans = plans
         self.functions: dict[int, _Function] = {}
         for plan in plans.values():
+            if not _of_context(plan, layout):
+                continue
             for length in layout.query_lengths(plan):
                 function = _Function(plan, layout, length)
                 if length not in self.functions or plan.function == model.default_function:
@@ -142,6 +144,15 @@ class Plans:
     def only_last(self) -> bool:
         """Whether logits come out for the last row of a call only."""
         return any(function.only_last for function in self.functions.values())
+
+
+def _of_context(plan: Plan, layout: CacheLayout) -> bool:
+    """Whether a function looks at all slots: of those for several contexts (milopt.contexts) the longest are used."""
+    signature = layout.signature
+    if not layout.stateful or layout.flexible or signature.rings:
+        return True
+    shapes = [plan.inputs[name].shape or () for name in signature.masks if name in plan.inputs]
+    return all(not isinstance(shape[-1], int) or shape[-1] >= signature.context for shape in shapes if shape)
 
 
 def _compiled(model: Model | DeploymentSet, precision: Precision, keep_weights: bool, device: str) -> dict[str, Plan]:

@@ -24,6 +24,8 @@ CONTRACT_KEY = "milopt.contract"
 _TOKENS = ("input_ids", "inputIds", "tokens")
 _POSITIONS = ("position_ids", "positionIds", "positions")
 _SOURCE_KEY = "milopt.source"
+# Contracts that are of several files: no rewrite of one program keeps them.
+_FOLDERS = ("anemll", "coreml-llm")
 _RANGED = "its shapes are fixed, and a client feeds any number of tokens: convert it with --shapes ranged"
 
 
@@ -46,6 +48,8 @@ class ClientContract(Pass):
     A slot counts as written where the keys of the first layer are not all zero. A conversation's first token whose keys
     are all zero gets 2^-24, the smallest fp16 number, in one of them.
 
+    Clients with ``style="anemll"`` and ``"coreml-llm"`` load folders, which the command ``milopt contract`` writes.
+
     All or nothing is rewritten:
 
     1. the program has one function, of iOS18 or later, that is called with any number of tokens;
@@ -58,13 +62,17 @@ class ClientContract(Pass):
     after: ClassVar[tuple[str, ...]] = ("canonicalize", "fp16-safe-norm", "rope-table", "fuse-sdpa", "kv-to-state")
     opset: ClassVar[int] = 9
 
-    style: Literal["apple"] = "apple"
+    style: Literal["apple", "anemll", "coreml-llm"] = "apple"
     hub: str = ""
     context: int = 0
 
     def run(self, model: Model) -> Report:
-        report, contract = Report(self.name, tried=1), contract_named(self.style)
-        name, function = model.default_function, model.function()
+        report, name, function = Report(self.name, tried=1), model.default_function, model.function()
+        if self.style in _FOLDERS:
+            text = "the {} contract is of a folder, which milopt contract --style {} writes"
+            report.decline(name, "", text, self.style, self.style)
+            return report
+        contract = contract_named(self.style)
         if model.metadata.get(CONTRACT_KEY) == contract.name:
             report.notes.append(f"{name}: it keeps the {contract.name} contract already")
             return report

@@ -9,11 +9,12 @@ import numpy as np
 
 from milopt.building import Builder
 from milopt.matching import Match
-from milopt.mil import Var, constant, dtype_name, is_compressed, is_constant, is_output, refine_shape, shape_of
+from milopt.mil import Var, constant, dtype_name, is_compressed, is_constant, is_output, shape_of
 from milopt.package import Model
 from milopt.passes.channels import Form, require_form, to_channels, to_form
 from milopt.passes.kernels import Reform, reformed
 from milopt.passes.moves import MOVE_RULES
+from milopt.passes.refining import refined
 from milopt.passes.rows import lift_rows
 from milopt.passes.sharing import share_moves
 from milopt.passes.tying import share_kernels, tie
@@ -207,7 +208,7 @@ def _conv(op: Builder, columns: Var, kernel: Var, bias: Any) -> Var:
         op.note(f"a conv has {outputs} output channels; some Neural Engines end at {_LONGEST_AXIS}")
     products: Var = op.conv(x=columns, weight=kernel, **({} if bias is None else {"bias": bias}))
     # a 1x1 kernel keeps every position; conv's type inference would invent a new symbol for their number
-    return refine_shape(products, (columns.shape[0], outputs, *columns.shape[2:]))
+    return refined(products, (columns.shape[0], outputs, *columns.shape[2:]), columns)
 
 
 def _added(result: Var, made: Form, outputs: int) -> Any:

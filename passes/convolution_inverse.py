@@ -21,7 +21,6 @@ from milopt.mil import (
     dtype_name,
     is_constant,
     is_symbolic,
-    refine_shape,
     remove_if_dead,
     replace_uses,
     shape_of,
@@ -32,6 +31,7 @@ from milopt.passes.layout_choice import settle
 from milopt.passes.layout_reading import read
 from milopt.passes.layout_writing import Writing
 from milopt.passes.moves import MOVE_RULES
+from milopt.passes.refining import refined
 from milopt.passes.sharing import share_moves
 from milopt.passes.tying import share_kernels
 from milopt.pattern import Const, Ops, Value, Weight
@@ -173,7 +173,7 @@ class ConvAsLinear(Rule[_Place]):
         else:
             made = op.linear(x=rows, weight=weight, **bias)
         # conv's type inference makes new symbols for sizes that are not known
-        return refine_shape(op.transpose(x=made, perm=first), shape_of(m.root.outputs[0]))
+        return refined(op.transpose(x=made, perm=first), shape_of(m.root.outputs[0]), m.root)
 
 
 def _place(x: Var) -> _Place | None:

@@ -117,6 +117,8 @@ def _repeats(ops: list[Operation], shape: tuple[int, ...], groups: int) -> bool:
     numbers = counted.reshape(shape)
     wanted = np.repeat(numbers, groups, axis=1)
     for op in reversed(ops):
+        if op.op_type == "reshape" and prod(shape_of(op.outputs[0])) != numbers.size:
+            return False  # its types disagree
         numbers = _run(op, numbers)
     return np.array_equal(numbers, wanted)
 

@@ -80,6 +80,9 @@ class LayoutBc1s(Pass):
     def _lay_out(self, model: Model, readings: Mapping[str, Reading], report: Report) -> dict[str, list[Relaid]]:
         """Lay out functions that are one graph; the inputs, outputs and states that have another layout then."""
         report.tried += sum(len(each.moves) for each in readings.values())
+        for name, reading in readings.items():
+            for op, why in reading.disputed.items():
+                report.decline(name, op, "its types disagree, so it keeps its layouts: {}", why)
         first, graph = next(iter(readings)), next(iter(readings.values())).graph
         try:
             settled = settle([*readings.values()])
@@ -103,7 +106,7 @@ class LayoutBc1s(Pass):
             self._tell(name, reading, settled, report)
             writings[name].put()
         counts = f"{settled.before:,.0f} elements moved are {settled.after:,.0f} now"
-        report.notes.append(f"{', '.join(readings)}: {counts}, a minimum by {', '.join(settled.methods)}")
+        report.notes.append(f"{', '.join(readings)}: {counts}, {settled.proof}")
         report.notes += advice
         changed = sum(mode != each.original for mode, each in zip(settled.modes, graph.relations, strict=True))
         report.applied += max(changed, 1)

@@ -52,7 +52,7 @@ _Axis = tuple[Var, int]
 
 
 class Axes:
-    """Classes of axes that are cut alike. ``opaque`` are reshapes that can't be told as cuts and joints of axes."""
+    """Classes of axes that are cut alike. ``opaque`` are moves that can't be told as cuts and joints of axes."""
 
     def __init__(self) -> None:
         self.numbering = Numbering()
@@ -75,12 +75,25 @@ class Axes:
             if each != first:
                 self._parent[each] = first
 
+    def disagreement(self, axes: Iterable[_Axis]) -> str | None:
+        """What is wrong with axes that should be one: their types give them other sizes. ``None`` where all is well."""
+        (one, place), *others = axes
+        for var, at in others:
+            if self._size((var, at)) != self._size((one, place)):
+                sizes = [shape_of(each)[where] for each, where in ((one, place), (var, at))]
+                return f"{one.name} has {sizes[0]} on axis {place} where {var.name} has {sizes[1]} on axis {at}"
+        return None
+
     def add_move(self, op: Operation) -> None:
         """Take in what a transpose, reshape, expand_dims or squeeze says about axes."""
         x, y = op.inputs["x"], op.outputs[0]
         before, after = self.numbering.shape(x), self.numbering.shape(y)
         if op.op_type == "transpose":
-            for at, source in enumerate(int(each) % x.rank for each in constant(op.inputs["perm"])):
+            order = [int(each) % x.rank for each in constant(op.inputs["perm"])]
+            if [before[source] for source in order] != list(after):
+                self.opaque.add(op)
+                return
+            for at, source in enumerate(order):
                 self.unite([(y, at), (x, source)])
             return
         pairs = segments(before, after)

@@ -20,6 +20,7 @@ class Settled:
     """A mode for each relation, and the tensors of the parts that change: none where it is best to leave all as it is.
 
     ``before`` and ``after`` are the elements that the moves of these parts move, ``methods`` how the minimum was found.
+    ``excess`` is how many fewer there may be all the same, where the search for the minimum ended at its limit of work.
     """
 
     modes: list[Mode]
@@ -27,6 +28,15 @@ class Settled:
     before: float
     after: float
     methods: tuple[str, ...]
+    excess: int = 0
+
+    @property
+    def proof(self) -> str:
+        """What is known of ``after``, as a report says it."""
+        how = ", ".join(self.methods)
+        if not self.excess:
+            return f"a minimum by {how}"
+        return f"at most {self.excess:,} above the minimum, which {how} did not reach within its limit of work"
 
     def moved(self, graph: Graph) -> int:
         """The elements that are moved in the end, in parts that stay as well."""
@@ -57,7 +67,7 @@ def settle(readings: Sequence[Reading], wanted: type[Relation] = OneByOne) -> Se
         for mode, relation in zip(choice.modes, graph.relations, strict=True)
     ]
     before, after = sum(each.before for each in better), sum(each.after for each in better)
-    return Settled(kept, touched, before, after, choice.methods)
+    return Settled(kept, touched, before, after, choice.methods, choice.excess)
 
 
 def _convolutions(readings: Iterable[Reading]) -> Iterator[tuple[Operation, int]]:

@@ -56,7 +56,7 @@ class Reading:
     ``dims`` are the pieces of each tensor as the program has them: numbers, or symbols; ``moves`` the movement ops
     that the graph leaves out, with the elements that each moves. ``inputs`` and ``outputs`` are those that may take
     other layouts, and ``accesses`` the ops that read and write such states: ``port`` is their result, ``other`` the
-    value written.
+    value written. ``disputed`` are ops whose types give one axis two sizes, and how: they keep the layouts they have.
     """
 
     function: Function
@@ -68,6 +68,7 @@ class Reading:
     inputs: dict[Var, Edge] = field(default_factory=dict[Var, Edge])
     outputs: dict[Var, Edge] = field(default_factory=dict[Var, Edge])
     accesses: dict[Operation, Edge] = field(default_factory=dict[Operation, Edge])
+    disputed: dict[Operation, str] = field(default_factory=dict[Operation, str])
 
 
 def read(function: Function, sequence: int) -> Reading:
@@ -161,11 +162,17 @@ class _Shared:
 
 
 def _is_accessed(state: Var, function: Function) -> bool:
-    """Whether the state is only read, and written with values that the program computes, and not in a nested block."""
+    """Whether the state is only read, and written with values that the program computes, and not in a nested block.
+
+    All of them must have its shape.
+    """
+    shape = shape_of(state)
     return all(
         user.op_type in _ACCESSES
         and user.enclosing_block is function
+        and shape_of(user.outputs[0]) == shape
         and (user.op_type == "read_state" or not is_constant(user.inputs["value"]))
+        and (user.op_type == "read_state" or shape_of(user.inputs["value"]) == shape)
         for user in state.child_ops
     )
 
@@ -205,6 +212,7 @@ class _Reader:
         self.inputs: dict[Var, Edge] = {}
         self.outputs: dict[Var, Edge] = {}
         self.accesses: dict[Operation, Edge] = {}
+        self.disputed: dict[Operation, str] = {}
 
     def read(self) -> Reading:
         self._unite_accesses()
@@ -214,8 +222,7 @@ class _Reader:
             if _is_move(op):
                 self.axes.add_move(op)
             elif (spec := self._spec(op)) is not None:
-                self.specs[op] = spec
-                self._unite(spec)
+                self._unite(op, spec)
         self.axes.settle()
         for var in self.function.inputs.values():
             if _is_tensor(var):
@@ -236,6 +243,7 @@ class _Reader:
             self.inputs,
             self.outputs,
             self.accesses,
+            self.disputed,
         )
 
     def _unite_accesses(self) -> None:
@@ -282,6 +290,9 @@ class _Reader:
             return False
         state: Var = op.inputs["input" if op.op_type == "read_state" else "state"]
         if state.name not in self.shared.states:
+            held = op.inputs.get("value", op.outputs[0])
+            if shape_of(held) != shape_of(state):
+                self.disputed[op] = f"{held.name} is {shape_of(held)}, the state {shape_of(state)}"
             return False
         given = self._port(op.inputs["value"]) if op.op_type == "coreml_update_state" else None
         self.shared.tie(state.name).add(self.accesses, op, given=given, made=self._new(op.outputs[0]))
@@ -306,12 +317,23 @@ class _Reader:
             return None
         return spec
 
-    def _unite(self, spec: Spec) -> None:
+    def _unite(self, op: Operation, spec: Spec) -> None:
+        """Take an op at its word about which axes are one, unless the sizes in its types say that they are not."""
         by_key: dict[int, list[tuple[Var, int]]] = {}
+        why: str | None = None
+        given = {key for _, keys in (*spec.operands, *spec.constants) for key in keys if key is not None}
         for var, keys in (*spec.operands, *spec.results):
-            for at, key in enumerate(keys):
-                if key is not None and key not in spec.whole:
+            for at, (key, dim) in enumerate(zip(keys, shape_of(var), strict=True)):
+                lost = spec.kind == "product" and key not in (None, spec.product[2], *spec.results[0][1])
+                if lost or (dim != 1 and key not in given):
+                    why = f"{var.name} has {dim} on axis {at}, where the others have 1"
+                elif key is not None and key not in spec.whole:
                     by_key.setdefault(key, []).append((var, at))
+        why = why or next(filter(None, map(self.axes.disagreement, by_key.values())), None)
+        if why is not None:
+            self.disputed[op] = why
+            return
+        self.specs[op] = spec
         for axes in by_key.values():
             self.axes.unite(axes)
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from milopt.building import Builder
-from milopt.errors import PassError
 from milopt.layout.forms import Layout, Step, flat, plan
 from milopt.layout.relations import Mode, Product, Template
 from milopt.mil import (
@@ -23,7 +22,6 @@ from milopt.mil import (
     is_removed,
     is_symbolic,
     operations,
-    refine_shape,
     remove_if_dead,
     remove_input,
     replace_input,
@@ -34,6 +32,7 @@ from milopt.mil import (
 from milopt.mil import flat as flattened
 from milopt.passes.layout_ops import ENTRIES, Indices, Keys, Place
 from milopt.passes.layout_reading import Edge, Node, Reading
+from milopt.passes.refining import refined
 from milopt.reports import require
 from milopt.signature_layout import Relaid
 
@@ -233,7 +232,7 @@ class Writing:
             made = self._reshaped(x, here, step, shape, op)
         else:
             made = getattr(op, step.kind)(x=x, axes=list(step.axes))
-        return refine_shape(made, shape)
+        return refined(made, shape, x)
 
     def _reshaped(self, x: Var, here: Layout, step: Step, shape: tuple[Any, ...], op: Builder) -> Var:
         """MIL works out one length by itself; of several, the others are read off ``x``."""
@@ -323,10 +322,8 @@ class Writing:
         ports = relation.ports[len(node.spec.operands) :]
         layouts = mode.layouts[len(node.spec.operands) :]
         for old, new, port, layout in zip(op.outputs, results, ports, layouts, strict=True):
-            shape = self._shape(port.tensor, layout)
-            if new.dtype != old.dtype or len(shape) != len(shape_of(new)):
-                raise PassError(f"layout-bc1s: {op.op_type} {op.name} would be {shape_of(new)}, not {shape}")
-            refine_shape(new, shape)
+            require(new.dtype == old.dtype, "it would be of {}, not {}", dtype_name(new), dtype_name(old), at=op)
+            refined(new, self._shape(port.tensor, layout), op)
             self._make(new, port.tensor, layout)
 
     def _constant(self, var: Var, keys: Keys, node: Node, template: Template, op: Builder) -> Var:

@@ -90,7 +90,7 @@ class SplitInputs(Rule[_Halves]):
         require(constant(m.weight) is not None, "its weight is compressed", at=m.weight)
         require(dtype_name(m.weight) == "fp16", "its weight is {}", dtype_name(m.weight), at=m.weight)
         groups = constant(m.root.inputs.get("groups"))
-        require(groups in (None, 1), "it has {} groups", groups, at=m.root)
+        require(groups in (None, 1), "it has {} groups", groups)
         first = self._cut(shape[1], each)
         require(first, "no cut of {} channels leads away from a notch", shape[1], at=m.weight)
         return _Halves((first, shape[1] - first), 1 if m.layer == "conv" else m.x.rank - 1)
@@ -128,7 +128,7 @@ def _share_splits(model: Model) -> None:
     for _, block in named_blocks(model.functions):
         first: dict[object, Operation] = {}
         for op in list(block.operations):
-            if op.op_type != "split" or (sizes := constant(op.inputs.get("split_sizes"))) is None:
+            if (sizes := constant(op.inputs.get("split_sizes"))) is None:  # of anything but a split
                 continue
             axis = int(np.asarray(constant(op.inputs["axis"]))) % len(op.inputs["x"].shape)
             earlier = first.setdefault((op.inputs["x"], tuple(sizes.tolist()), axis), op)

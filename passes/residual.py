@@ -143,7 +143,7 @@ class _Norm:
         return self.match.root
 
     def changes(self, scale: float) -> Iterator[tuple[Operation, str, Any]]:
-        powers = {id(var): power for var, power in self.powers if var is not None}
+        powers = {id(var): power for var, power in self.powers}
         for op in self.match.ops:
             for name, var in arguments(op):
                 if id(var) in powers and np.any(constant(var)):
@@ -151,11 +151,11 @@ class _Norm:
 
 
 class _Norms:
-    """The norms of a function: ``members`` are the ops that take a normed value, ``inner`` all but their last ones."""
+    """The norms of a function: ``members`` are the ops that take a normed value, ``ops`` all that norms consist of."""
 
     def __init__(self, function: Function) -> None:
         self.members: dict[tuple[Operation, Var], _Norm] = {}
-        self.inner: set[Operation] = set()
+        self.ops: set[Operation] = set()
         found = _Patterns()
         plain, safe = Matcher(*build(found.plain)), Matcher(*build(found.safe))
         for op in operations(function):
@@ -165,7 +165,7 @@ class _Norms:
                 self._add(_Norm(match, ((match.a, 1),)))
 
     def _add(self, norm: _Norm) -> None:
-        self.inner.update(each for each in norm.match.ops if each is not norm.root)
+        self.ops.update(norm.match.ops)
         for each in norm.match.ops:
             for _, var in arguments(each):
                 self.members[each, var] = norm
@@ -193,25 +193,26 @@ class _Stream:
             op = each.op
             assert op is not None
             for name, source in arguments(op):
-                if name in ("x", "y") and (op.op_type in _SUMS or name == "x"):
-                    if source.op is not None and (source.op.op_type in _SUMS or self._is_moved_sum(source)):
+                if name in ("x", "y"):
+                    if self._is_sum(source):
                         todo.append(source)
                     else:
                         self.leaves[op, name] = source
             todo += [out for user in dict.fromkeys(each.child_ops) for out in self._behind(user, each)]
 
-    def _is_moved_sum(self, var: Var) -> bool:
+    def _is_sum(self, var: Var) -> bool:
+        """Whether it is a sum, or one whose shape has changed since."""
         while var.op is not None and var.op.op_type in _LINEAR:
             var = var.op.inputs["x"]
         return var.op is not None and var.op.op_type in _SUMS
 
     def _behind(self, user: Operation, var: Var) -> Iterator[Var]:
         norm = self.norms.members.get((user, var))
-        if norm is not None and _source(norm.match.x) in (var, _source(var)):
+        if norm is not None:
             self.found[norm.root] = norm
-        elif user.op_type == "layer_norm" and user.inputs["x"] is var:
+        elif user.op_type == "layer_norm":
             self.layer_norms[user] = None
-        elif user.op_type in _SUMS or (user.op_type in _LINEAR and user.inputs["x"] is var):
+        elif user.op_type in _SUMS or user.op_type in _LINEAR:
             yield from user.outputs
         else:
             require(False, "the stream flows into {}, which is no norm", user.op_type, at=user)  # 1
@@ -239,8 +240,9 @@ class Plan:
             return
         yield from self.stream.values
         for var in self.stream.leaves.values():
-            while var.op is not None and layer_of(var, self.stream) is not None:
+            while layer_of(var, self.stream) is not None:
                 yield var
+                assert var.op is not None
                 if var.op.op_type in _LAYERS:
                     break
                 var = var.op.inputs["x"]
@@ -259,7 +261,7 @@ def plans(function: Function, largest: Mapping[str, float], limit: float) -> Ite
         var = op.outputs[0]
         if var in done or dtype_name(var) != "fp16":
             continue
-        if largest.get(var.name, 0.0) <= limit or op in norms.inner:
+        if largest.get(var.name, 0.0) <= limit or op in norms.ops:
             continue
         made = Plan(var, _Stream(norms))
         try:
@@ -274,11 +276,10 @@ def plans(function: Function, largest: Mapping[str, float], limit: float) -> Ite
 
 
 def layer_of(var: Var, stream: _Stream) -> Operation | None:
-    """The linear layer that the value comes from, if nothing but the stream uses what it gives."""
+    """The linear layer that a leaf of the stream comes from, if nothing but the stream uses what it gives."""
     while var.op is not None and not is_output(var):
-        users = dict.fromkeys(var.child_ops)
-        inside = all(out in stream.values for user in users for out in user.outputs)
-        if not (inside or len(users) == 1) or (not inside and next(iter(users)).op_type not in _LINEAR):
+        users = set(var.child_ops)
+        if len(users) > 1 and any(out not in stream.values for user in users for out in user.outputs):
             return None
         if var.op.op_type in _LAYERS:
             return var.op if constant(var.op.inputs["weight"]) is not None else None
@@ -286,10 +287,6 @@ def layer_of(var: Var, stream: _Stream) -> Operation | None:
             return None
         var = var.op.inputs["x"]
     return None
-
-
-def _source(var: Var) -> Var:
-    return var.op.inputs["x"] if var.op is not None and var.op.op_type == "cast" else var
 
 
 def _scaled(var: Var, factor: float) -> Any:
@@ -304,7 +301,7 @@ def _scaled(var: Var, factor: float) -> Any:
         dtype_name(var),
         at=var,
     )
-    return new if new.ndim else new[()]
+    return new[()]
 
 
 @dataclass(frozen=True)
@@ -360,7 +357,7 @@ class _Scaling:
         new = (array.astype(np.float32) * np.float32(self.scale)).astype(array.dtype)
         return shared_array(self.made, new)
 
-    def _const(self, anchor: Operation, value: Any, name: str = "scaled") -> Var:
+    def _const(self, anchor: Operation, value: Any, name: str) -> Var:
         made: Var = Builder(anchor, self.taken).const(val=value, name=name)
         return made
 

@@ -71,9 +71,14 @@ def _blocks(function: Function) -> Iterator[Block]:
 
 
 def _makes_rows(op: Operation) -> bool:
-    """Whether a reshape makes rows of something of a higher rank."""
-    before, after = shape_of(op.inputs["x"]), shape_of(op.outputs[0])
-    return len(after) == 2 and len(before) > 2
+    """Whether a reshape makes what it gives, rows where a layer is beside it, of something of a higher rank."""
+    return len(shape_of(op.inputs["x"])) > 2
+
+
+def _restores(op: Operation) -> bool:
+    """Whether a reshape gives something of a higher rank again; with the sizes that the rows are made of, its last is
+    theirs."""
+    return op.op_type == "reshape" and len(shape_of(op.outputs[0])) > 2
 
 
 class _Group:
@@ -134,7 +139,7 @@ class _Group:
         self.whole = self.whole and not is_output(value)
         found: list[Var] = []
         for user in dict.fromkeys(value.child_ops):
-            if self._restores(user, value):
+            if _restores(user):
                 self.ends[user] = None
             elif user.enclosing_block is not self._block(value) or not _by_row(user):
                 self.whole = False
@@ -146,12 +151,6 @@ class _Group:
     def _block(value: Var) -> Block:
         assert value.op is not None
         return value.op.enclosing_block
-
-    def _restores(self, op: Operation, value: Var) -> bool:
-        if op.op_type != "reshape" or op.inputs["x"] is not value:
-            return False
-        shape = shape_of(op.outputs[0])
-        return len(shape) > 2 and shape[-1] == shape_of(value)[-1]
 
     def lift(self, taken: set[str]) -> None:
         """Compute the group on (B, S, C), in program order, and take its reshapes away."""
@@ -211,7 +210,7 @@ def _by_row(op: Operation) -> bool:
     if op.op_type in _BINARY:
         return all(_along_channels(var) for _, var in arguments(op) if var not in operands)
     if op.op_type == "layer_norm":
-        return list(axes_of(op, "axes") or ()) == [1]
+        return axes_of(op, "axes") == (1,)
     if op.op_type == "linear":
         return True
     if op.op_type == "matmul":

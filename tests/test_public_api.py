@@ -20,6 +20,7 @@ _PUBLIC = (
     "milopt.contracts",
     "milopt.difference",
     "milopt.explaining",
+    "milopt.exporting",
     "milopt.huggingface",
     "milopt.testing",
     "milopt.inspection",

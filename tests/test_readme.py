@@ -22,7 +22,13 @@ NEED_A_MODEL = (
     "milopt convert SmolLM2",
     "milopt chunk smollm2",
     "milopt generate smollm2",
+    "milopt export Llama",
+    "milopt generate llama",
     "milopt check-contract apple",
+    "milopt convert Llama",
+    "milopt multifunction ranged",
+    "milopt contract llama",
+    "milopt check-contract anemll",
 )
 
 

@@ -1,5 +1,6 @@
 """The command line: ``milopt convert``, ``optimize``, ``verify``, ``run``, ``inspect``, ``diff``, ``explain``,
-``passes``, ``chunk``, ``extract-function``, ``generate``, ``check-contract`` and ``demo``.
+``passes``, ``chunk``, ``export``, ``extract-embedding``, ``extract-function``, ``multifunction``,
+``generate``, ``calibrate``, ``contract``, ``check-contract`` and ``demo``.
 
 Exit status: 0 when all is well, 1 when a verification failed, an overflow was found, packages differ or a contract is
 broken, 2 for bad input, 130 after Ctrl-C, 70 for a fault of milopt itself.

@@ -11,14 +11,18 @@ import milopt
 from milopt.cli.calibrate import calibrate
 from milopt.cli.check_contract import check_contract
 from milopt.cli.chunk import chunk
+from milopt.cli.contract import contract
 from milopt.cli.convert import convert
 from milopt.cli.demo import demo
 from milopt.cli.diff import diff
 from milopt.cli.explain import explain
+from milopt.cli.export import export
+from milopt.cli.extract_embedding import extract_embedding
 from milopt.cli.extract_function import extract_function
 from milopt.cli.generate import generate
 from milopt.cli.inspect import inspect
 from milopt.cli.lint_numerics import lint_numerics
+from milopt.cli.multifunction import multifunction
 from milopt.cli.optimize import optimize
 from milopt.cli.passes import passes
 from milopt.cli.run import run
@@ -37,6 +41,10 @@ _COMMANDS = (
     lint_numerics,
     passes,
     chunk,
+    contract,
+    multifunction,
+    export,
+    extract_embedding,
     extract_function,
     generate,
     calibrate,

@@ -18,14 +18,16 @@ class Style(str, Enum):
     """The contracts of :mod:`milopt.contracts.styles`."""
 
     apple = "apple"
+    anemll = "anemll"
+    coreml_llm = "coreml-llm"
 
 
 def check_contract(
-    package: Annotated[Path, typer.Argument(metavar="PKG", help="The .mlpackage to check.")],
+    package: Annotated[Path, typer.Argument(metavar="PATH", help="The .mlpackage, or the client's folder, to check.")],
     style: Annotated[Style, typer.Option(help="Whose contract it is to keep.")] = Style.apple,
     reference: Annotated[
         Path | None,
-        typer.Option("--reference", metavar="DIR", help="The transformers model, or .gguf, that it was made from."),
+        typer.Option("--reference", metavar="MODEL", help="What it was made from: transformers, .gguf, or .mlpackage."),
     ] = None,
     pickles: Annotated[
         bool, typer.Option("--pickles", help="Read the reference's .bin weights, if they hold nothing but tensors.")
@@ -41,15 +43,19 @@ def check_contract(
 ) -> None:
     """Check that a package keeps a client's contract: names, types, shapes, ranges, states, metadata, conversations.
 
-    Conversations are held as clients hold them: with a mask of n or n + 1 columns, causal or all zeros, the prompt at
-    once or token by token. All must give the same in float64, and with --reference what transformers gives. Exit
-    status: 0 when every check passed, 1 when one failed, 2 for bad input.
+    Conversations are held as clients hold them; apple: with a mask of n or n + 1 columns, causal or all zeros, the
+    prompt at once or token by token; anemll: a folder of packages, the prompt in padded blocks, all on one state of
+    the first chunk; coreml-llm: a folder with one package, token by token, written to by mask. All must give the same
+    in float64, and with --reference what that gives. Exit status: 0 when every check passed, 1 when one failed, 2 for
+    bad input.
 
     Examples:
 
     * milopt check-contract model.mlpackage --style apple
 
     * milopt check-contract model.mlpackage --style apple --reference SmolLM2-135M-Instruct/
+
+    * milopt check-contract llama --style anemll --reference model.mlpackage
     """
     del debug
     from milopt.cli.console import output, steps

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from milopt.sets import DeploymentSet
     from milopt.verify import Verdict
 
-__all__ = ["chunk"]
+__all__ = ["chunk", "layers", "size_in_bytes"]
 
 
 class _Embedding(str, Enum):
@@ -103,7 +103,7 @@ def chunk(
     from milopt.sets.targets import target_named
 
     check_destination(destination, force=force)
-    limit = _bytes(max_bytes) if max_bytes is not None else None
+    limit = size_in_bytes(max_bytes) if max_bytes is not None else None
     if target is not None and count is None and limit is None and at is None:
         limit = target_named(target.value).limit - 1
     verdict: Verdict | None = None
@@ -115,7 +115,7 @@ def chunk(
             model,
             count=count,
             max_bytes=limit,
-            at=_layers(at) if at is not None else None,
+            at=layers(at) if at is not None else None,
             after=after.value,
             embedding=embedding.value,
             head=head.value,
@@ -141,7 +141,8 @@ def _shared(chosen: _Shared) -> Literal["smaller", "recompute", "pass"]:
     return chosen.value
 
 
-def _layers(text: str) -> list[int]:
+def layers(text: str) -> list[int]:
+    """``7,15`` as numbers of layers; MiloptError for anything else."""
     from milopt.errors import MiloptError
 
     numbers = [each.strip() for each in text.split(",")]
@@ -150,7 +151,8 @@ def _layers(text: str) -> list[int]:
     return [int(each) for each in numbers]
 
 
-def _bytes(text: str) -> int:
+def size_in_bytes(text: str) -> int:
+    """``950MB`` as a number; MiloptError for anything else."""
     from milopt.errors import MiloptError
 
     units = {"GB": 10**9, "MB": 10**6, "KB": 10**3, "B": 1}

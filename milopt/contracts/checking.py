@@ -11,24 +11,19 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from milopt.contracts.clients import HABITS, Habit, Logits, feed
+from milopt.contracts.comparing import CLOSE, SAME, difference, is_compressed, not_finite, same_tokens, ties
 from milopt.contracts.findings import Finding, Findings
 from milopt.contracts.interface import interface_findings
-from milopt.contracts.styles import Contract, contract_named
+from milopt.contracts.styles import Contract, contract_named, contract_names
 from milopt.errors import EvaluationError, MiloptError
 from milopt.interpreter import Plan, compile
-from milopt.mil import is_constexpr, operations
 from milopt.package import Model, load
 
-__all__ = ["check"]
+__all__ = ["FOLDERS", "check"]
 
 Tell: TypeAlias = Callable[[str], None]
 
-# Sessions of one program in float64 differ by the order of sums.
-_SAME = 1e-6
-# Weights are rounded alike, but not the other constants: fp16 tables of angles move logits by 1.5e-3 of the largest on
-# the small models of tests/huggingface/families.py, and by 1.2e-4 on SmolLM2-135M. A mistake moves them by 8e-3 at
-# least. Tokens whose logits are no further apart than twice that are a tie, which either may win.
-_CLOSE = 3e-3
+FOLDERS = ("anemll", "coreml-llm")
 _PROMPT = 8
 
 
@@ -52,7 +47,16 @@ def check(
     conversation in the declared precision must give finite numbers. ``pickles`` allows a reference's ``.bin`` files
     that hold nothing but tensors. Where names or types are wrong nothing is run. MiloptError where the package or
     the reference can't be read.
+
+    Of a folder, with ``style="anemll"`` and ``"coreml-llm"``: :func:`milopt.contracts.anemll_checking.check_anemll`
+    and :func:`milopt.contracts.coreml_llm_checking.check_coreml_llm`.
     """
+    if style in FOLDERS:
+        options: dict[str, Any] = {"pickles": pickles, "tokens": tokens, "agreement": agreement, "seed": seed}
+        return _check_folder(style, package, reference, tell=tell, **options)
+    if style not in contract_names():
+        known = ", ".join((*contract_names(), *FOLDERS))
+        raise MiloptError(f"there is no contract named {style!r}; there is: {known}")
     contract = contract_named(style)
     if tokens < 1:
         raise MiloptError(f"a conversation has one token at least, not {tokens}")
@@ -67,6 +71,22 @@ def check(
         run = _Run(model, contract, reference, pickles, tokens, agreement, seed, say)
         found += run.findings()
     return Findings(name, contract.name, tuple(found))
+
+
+def _check_folder(
+    style: str, folder: str | os.PathLike[str] | Model, reference: Any | None, **options: Any
+) -> Findings:
+    if isinstance(folder, Model):
+        raise MiloptError(f"the {style} contract is of a folder, not of one model")
+    if not 0 <= options["agreement"] <= 1:
+        raise MiloptError(f"the agreement is a share from 0 to 1, not {options['agreement']:g}")
+    if style == "anemll":
+        from milopt.contracts.anemll_checking import check_anemll
+
+        return check_anemll(folder, reference=reference, **options)
+    from milopt.contracts.coreml_llm_checking import check_coreml_llm
+
+    return check_coreml_llm(folder, reference=reference, **options)
 
 
 @dataclass(frozen=True)
@@ -97,7 +117,7 @@ class _Run:
             got = self._fed(plan, tokens, prompt, habit)
             if isinstance(got, Finding):
                 found.append(got)
-            elif (what := _not_finite(got)) is not None:
+            elif (what := not_finite(got)) is not None:
                 found.append(Finding(habit.name, False, what))
             elif wanted is None:
                 wanted = got
@@ -146,14 +166,14 @@ class _Run:
 
     def _as_reference(self, habit: Habit, got: Logits, wanted: Logits, prompt: int, plain: Logits) -> Finding:
         """``plain`` is the first conversation: what is wrong with it is not the fault of another habit."""
-        off, first = _difference(got, wanted)
-        same = _same_tokens(got, wanted, prompt)
-        alike = same | _ties(got, wanted, prompt)
+        off, first = difference(got, wanted)
+        same = same_tokens(got, wanted, prompt)
+        alike = same | ties(got, wanted, prompt)
         others = ", the others ties within rounding" if alike.all() and not same.all() else ""
         text = f"{int(same.sum())} of {len(same)} tokens as transformers{others}, off by {off:.2g} of the largest logit"
-        if float(alike.mean()) >= self.agreement and (off <= _CLOSE or _is_compressed(self.model)):
+        if float(alike.mean()) >= self.agreement and (off <= CLOSE or is_compressed(self.model)):
             return Finding(habit.name, True, text)
-        fault = HABITS[0] if _difference(got, plain)[0] <= _SAME else habit
+        fault = HABITS[0] if difference(got, plain)[0] <= SAME else habit
         return Finding(habit.name, False, f"{text}, first at token {first}: {fault.broken}")
 
     def _declared(self, tokens: Sequence[int], prompt: int, wanted: Logits | None) -> Finding:
@@ -161,53 +181,21 @@ class _Run:
         got = self._fed(compile(self.model, precision="declared"), tokens, prompt, habit)
         if isinstance(got, Finding):
             return Finding(what, False, got.detail)
-        if (fault := _not_finite(got)) is not None:
+        if (fault := not_finite(got)) is not None:
             return Finding(what, False, f"{fault} (milopt lint-numerics says where)")
         if wanted is None:
             return Finding(what, True, "finite")
-        same = _same_tokens(got, wanted, prompt)
+        same = same_tokens(got, wanted, prompt)
         return Finding(what, True, f"finite; {int(same.sum())} of {len(same)} tokens as without rounding")
 
 
-def _not_finite(got: Logits) -> str | None:
-    """Which tokens' logits no client can use."""
-    bad: Any = ~np.isfinite(got).all(-1)
-    if not bad.any():
-        return None
-    text = f"the logits of {int(bad.sum())} of {len(bad)} tokens are not finite, first of token {bad.argmax()}"
-    return f"{text}: the client answers with nonsense"
-
-
 def _as_others(habit: Habit, got: Logits, wanted: Logits, prompt: int) -> Finding:
-    off, first = _difference(got, wanted)
-    if off <= _SAME:
+    off, first = difference(got, wanted)
+    if off <= SAME:
         return Finding(habit.name, True, f"the same, off by {off:.1g} of the largest logit")
-    same = _same_tokens(got, wanted, prompt)
+    same = same_tokens(got, wanted, prompt)
     text = f"off by {off:.2g} of the largest logit, first at token {first}, {int((~same).sum())} of {len(same)} tokens"
     return Finding(habit.name, False, f"{text} are others: {habit.broken}")
-
-
-def _difference(got: Logits, wanted: Logits) -> tuple[float, int]:
-    """The largest difference, as a share of the largest logit, and the first token that is off by more than half."""
-    off: Any = np.abs(got - wanted).max(-1) / max(float(np.abs(wanted).max()), np.finfo(np.float64).tiny)
-    off = np.where(np.isnan(off), np.inf, off)
-    return float(off.max()), int(np.argmax(off >= off.max() / 2))
-
-
-def _same_tokens(got: Logits, wanted: Logits, prompt: int) -> Any:
-    """For each row that a client reads, the prompt's last and all behind it: is the likeliest token the same?"""
-    return got[prompt - 1 :].argmax(-1) == wanted[prompt - 1 :].argmax(-1)
-
-
-def _ties(got: Logits, wanted: Logits, prompt: int) -> Any:
-    """Where the likeliest token is none by more than what rounding may add to one logit and take from the other."""
-    rows, chosen = wanted[prompt - 1 :], got[prompt - 1 :].argmax(-1)
-    gap = rows.max(-1) - np.take_along_axis(rows, chosen[:, None], axis=-1)[:, 0]
-    return gap <= 2 * _CLOSE * np.abs(wanted).max()
-
-
-def _is_compressed(model: Model) -> bool:
-    return any(is_constexpr(op.op_type) for function in model.functions.values() for op in operations(function))
 
 
 def _say_nothing(_: str) -> None:

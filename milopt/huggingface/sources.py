@@ -15,7 +15,7 @@ from milopt.huggingface.families import Kind, kind_of, masks_of, require_convert
 from milopt.huggingface.ggufs import amend, read_gguf
 from milopt.huggingface.quiet import gguf_read_once, transformers_quiet
 
-__all__ = ["ModelSource", "Progress", "Source", "open_source"]
+__all__ = ["ModelSource", "Progress", "Source", "locate", "open_source"]
 
 ModelSource: TypeAlias = "str | os.PathLike[str] | Any"
 Progress: TypeAlias = Callable[[str], None]
@@ -76,16 +76,21 @@ def open_source(
 def _on_disk(
     named: str | os.PathLike[str], context: int, tokenizer: Any | None, pickles: bool, progress: Progress
 ) -> Source:
+    path = locate(named)
+    progress(f"load {path.name if path.is_file() else _name(path)}")
+    if path.is_file():
+        extra("gguf", error=ConversionError)
+        with gguf_read_once():
+            return _from_gguf(path, context, tokenizer)
+    return _from_checkpoint(path, context, tokenizer, pickles, progress)
+
+
+def locate(named: str | os.PathLike[str]) -> Path:
+    """The folder with ``config.json``, or the ``.gguf`` file, that ``named`` means: a path, or a model in the cache."""
     path = Path(named).expanduser()
     if not path.exists():
         path = _cached(os.fspath(named))
-    gguf = _gguf_file(path)
-    progress(f"load {gguf.name if gguf is not None else _name(path)}")
-    if gguf is not None:
-        extra("gguf", error=ConversionError)
-        with gguf_read_once():
-            return _from_gguf(gguf, context, tokenizer)
-    return _from_checkpoint(path, context, tokenizer, pickles, progress)
+    return _gguf_file(path) or path
 
 
 def _cached(name: str) -> Path:

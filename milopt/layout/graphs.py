@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
+from math import ceil
 
 import numpy as np
 
@@ -22,7 +23,7 @@ MOST_LAYOUTS = 24
 # Of a tensor that more relations than this use (a mask, a table of cosines) layouts with the same axes longer than 1
 # are one: each layout told apart is a variable that all those relations share. The elements moved are still the fewest,
 # but not the ops that only add unit axes.
-MANY = 8
+MANY = 4
 
 
 @dataclass
@@ -44,11 +45,22 @@ class Tensor:
 
 @dataclass
 class Choice:
-    """A mode for each relation, its cost (elements moved, and ops), and how it was found."""
+    """A mode for each relation, its cost (elements moved, and ops), and how it was found.
+
+    ``bound`` is a cost that no choice is below: ``cost``, where it was proved. ``work`` are the elements of tables that
+    were computed.
+    """
 
     modes: list[Mode]
     cost: float
     methods: tuple[str, ...] = ()
+    bound: float = 0.0
+    work: int = 0
+
+    @property
+    def excess(self) -> int:
+        """How many elements more than the fewest it may move: none, but where a search ended before its proof."""
+        return max(ceil(self.cost - self.bound - 0.5), 0)  # less than half an element are ops
 
 
 @dataclass
@@ -102,7 +114,7 @@ class Graph:
             each[0] if variable is None else each[solution.choice[variable]]
             for each, variable in zip(modes, variables, strict=True)
         ]
-        return Choice(chosen, solution.cost, tuple(sorted(solution.methods)))
+        return Choice(chosen, solution.cost, tuple(sorted(solution.methods)), solution.bound, solution.work)
 
     def modes(self, also: Iterable[tuple[int, Layout]] = ()) -> list[list[Mode]]:
         """Every relation's modes, the original one first: the closure of the layouts in the program under the ops.

@@ -5,90 +5,65 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from milopt.layout.branching import LARGEST as LARGEST_CASE
+from milopt.layout.branching import WORK, search
 from milopt.layout.cuts import cut, is_cut
-from milopt.layout.elimination import LARGEST, TooWide, eliminate
-from milopt.layout.integers import integers
+from milopt.layout.networks import Network, reduce
 from milopt.layout.problems import Problem, of_part
 
-__all__ = ["Solution", "solve"]
+__all__ = ["LARGEST", "Solution", "solve"]
 
-
-# How many variables are gone through case by case, one within the other, and how many choices these may have.
-DEPTH = 1
-MOST_CASES = 16
+# elements of a table: 32 MB of float64
+LARGEST = 1 << 22
 
 
 @dataclass
 class Solution:
-    """The least cost, a choice that has it, and how many parts each method solved."""
+    """The least cost, a choice that has it, and how many parts each method solved.
+
+    ``bound`` is a cost that no choice is below: less than ``cost`` where a search ended before its proof.
+    """
 
     cost: float
     choice: list[int]
+    bound: float
     methods: Counter[str] = field(default_factory=Counter[str])
+    work: int = 0
 
 
-def solve(problem: Problem, largest: int = LARGEST) -> Solution:
-    """An exact minimum.
+def solve(problem: Problem, largest: int = LARGEST, work: int = WORK) -> Solution:
+    """A minimum.
 
-    A part is solved by eliminating its variables where no table gets larger than ``largest``, else by a minimum cut
-    where its variables have two choices and its tables are submodular, else as an integer program.
+    A part is solved by eliminating its variables where no table gets larger than ``largest``. Where one would, it is a
+    minimum cut if its variables have two choices and its tables are submodular, else a branch and bound, which ends
+    when it has computed ``work`` elements of tables.
     """
-    solution = Solution(problem.constant, [0] * len(problem.sizes))
+    solution = Solution(problem.constant, [0] * len(problem.sizes), problem.constant)
     for variables, tables in problem.parts():
         part, order = of_part(problem, variables, tables)
-        cost, choice, method = _part(part, largest)
-        solution.cost += cost
-        solution.methods[method] += 1
-        for variable, value in zip(order, choice, strict=True):
+        found = _part(part, largest, work)
+        solution.cost += found.cost
+        solution.bound += found.bound
+        solution.methods += found.methods
+        solution.work += found.work
+        for variable, value in zip(order, found.choice, strict=True):
             solution.choice[variable] = value
     return solution
 
 
-def _part(part: Problem, largest: int, depth: int = DEPTH) -> tuple[float, list[int], str]:
-    try:
-        return *eliminate(part, largest), "elimination"
-    except TooWide:
-        pass
+def _part(part: Problem, largest: int, work: int) -> Solution:
+    network = Network(part)
+    reduce(network, largest)
+    if not network.left:
+        choice = network.choices()
+        cost = part.cost(choice)
+        return Solution(cost, choice, cost, Counter(["elimination"]), network.work)
     if is_cut(part):
-        return *cut(part), "minimum cut"
-    hub = _hub(part)
-    if depth and part.sizes[hub] <= MOST_CASES:
-        try:
-            return *_cases(part, hub, largest, depth), "elimination by cases"
-        except TooWide:
-            pass
-    if depth < DEPTH:
-        raise TooWide("the cases are no narrower")
-    return *integers(part), "integer program"
-
-
-def _hub(part: Problem) -> int:
-    """The variable that most others share a table with: the order of a state that all layers use."""
-    neighbours: list[set[int]] = [set() for _ in part.sizes]
-    for table in part.tables:
-        for each in table.variables:
-            neighbours[each].update(table.variables)
-    return max(range(len(part.sizes)), key=lambda at: len(neighbours[at]))
-
-
-def _cases(part: Problem, hub: int, largest: int, depth: int) -> tuple[float, list[int]]:
-    """The best of the minima with each choice for ``hub``, without which the rest falls apart or gets narrower."""
-    best: tuple[float, list[int]] = (float("inf"), [0] * len(part.sizes))
-    for value in range(part.sizes[hub]):
-        case = Problem([1 if at == hub else size for at, size in enumerate(part.sizes)], constant=part.constant)
-        case.names = part.names
-        for table in part.tables:
-            costs = table.costs
-            if hub in table.variables:
-                costs = costs.take([value], axis=table.variables.index(hub))
-            case.add(table.variables, costs)
-        cost, choice = case.constant, [0] * len(part.sizes)
-        for variables, tables in case.parts():
-            inner, order = of_part(case, variables, tables)
-            own, found, _ = _part(inner, largest, depth - 1)
-            cost += own
-            for variable, chosen in zip(order, found, strict=True):
-                choice[variable] = chosen
-        choice[hub] = value
-        best = min(best, (cost, choice))
-    return best
+        cost, choice = cut(part)
+        return Solution(cost, choice, cost, Counter(["minimum cut"]), network.work)
+    core, order = network.core()
+    found = search(core, work, min(largest, LARGEST_CASE))
+    choice = network.choices(zip(order, found.choice, strict=True))
+    cost = part.cost(choice)
+    bound = cost if found.bound == found.cost else found.bound
+    return Solution(cost, choice, bound, Counter(["branch and bound"]), network.work + found.work)

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, cast
+
+import numpy as np
 
 from milopt.mil import Block, Function, Operation, Program, Var
 from milopt.package.collecting import uncollected
@@ -17,6 +20,8 @@ from milopt.package.weights import Packed
 
 __all__ = ["clone_program"]
 
+# Most of what attributes hold; none of it refers to anything else.
+_AS_THEY_ARE = frozenset({type(None), bool, int, float, str, bytes, type, np.ndarray, np.float16, np.float32, np.str_})
 _CONTAINERS: dict[Any, Callable[[Iterable[Any]], Any]] = {list: list, tuple: tuple, set: set}
 
 
@@ -81,6 +86,8 @@ class _Cloner:
 
     def value(self, value: Any) -> Any:
         """The copy of what an attribute holds: known objects are replaced by their copies, containers rebuilt."""
+        if value.__class__ in _AS_THEY_ARE:
+            return value
         if id(value) in self.known:
             return self.known[id(value)]
         if isinstance(value, Var):
@@ -110,6 +117,10 @@ class _Cloner:
 
 def _attributes(thing: Any) -> dict[str, Any]:
     """Everything that is set on an object, in slots and out of them."""
-    slots = [name for kind in type(thing).__mro__ for name in vars(kind).get("__slots__", ())]
-    values = {name: getattr(thing, name) for name in slots if hasattr(thing, name)}
+    values = {name: getattr(thing, name) for name in _slots(cast("Any", type(thing))) if hasattr(thing, name)}
     return {**values, **getattr(thing, "__dict__", {})}
+
+
+@lru_cache(maxsize=64)
+def _slots(kind: type) -> tuple[str, ...]:
+    return tuple(name for each in kind.__mro__ for name in vars(each).get("__slots__", ()))

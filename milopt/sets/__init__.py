@@ -8,6 +8,7 @@ session = milopt.Session(milopt.sets.load("smollm2-set"))
 
 from __future__ import annotations
 
+from milopt.sets.anemll import AnemllSet, anemll_set
 from milopt.sets.choosing import cut_places
 from milopt.sets.deployment import DeploymentSet, Part, Step, Table, weight_bytes
 from milopt.sets.dividing import chunk
@@ -20,6 +21,7 @@ from milopt.sets.verifying import verify
 
 __all__ = [
     "Advice",
+    "AnemllSet",
     "Chain",
     "DeploymentSet",
     "Part",
@@ -28,6 +30,7 @@ __all__ = [
     "Step",
     "Table",
     "advise",
+    "anemll_set",
     "chunk",
     "compile_set",
     "cut_places",

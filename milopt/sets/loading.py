@@ -23,6 +23,9 @@ from milopt.sets.wiring import row_type, wired
 
 __all__ = ["is_set", "load"]
 
+# What macOS leaves in every folder that was looked at.
+_FINDER = ".DS_Store"
+
 
 def is_set(path: str | os.PathLike[str]) -> bool:
     """Whether a folder looks like a set: it has a ``set.json``."""
@@ -76,6 +79,7 @@ def _check_files(root: Path, listed: Mapping[str, Any], hashes: bool) -> None:
         if file.stat().st_size != told["bytes"]:
             raise SetError(f"{file} was changed: it has {file.stat().st_size:,} bytes, the set's had {told['bytes']:,}")
     here = {each.relative_to(root).as_posix() for each in root.rglob("*") if not each.is_dir()} - {MANIFEST}
+    here = {each for each in here if each.rpartition("/")[2] != _FINDER}
     if foreign := sorted(here - set(listed)):
         raise SetError(f"{root / foreign[0]} is not part of the set: {MANIFEST} does not name it")
     if hashes:

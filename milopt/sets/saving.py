@@ -66,7 +66,7 @@ def save(made: DeploymentSet, folder: Path, *, overwrite: bool) -> Path:
             "packages": {name: _described(each, name) for name, each in made.files.items()},
             "files": _files(fresh),
             "attachments": sorted(made.attachments),
-            "metadata": made.metadata,
+            "metadata": dict(sorted(made.metadata.items())),  # a package's are in no order
             "notes": made.notes,
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=False)
@@ -74,13 +74,16 @@ def save(made: DeploymentSet, folder: Path, *, overwrite: bool) -> Path:
     return folder
 
 
-def check_destination(folder: Path, *, force: bool) -> None:
-    """Refuse a folder that could not become a set in the end, before the long work begins."""
+def check_destination(folder: Path, *, force: bool, marker: str = MANIFEST, what: str = "deployment set") -> None:
+    """Refuse a folder that could not become a set in the end, before the long work begins.
+
+    Only a folder with a file ``marker`` is one that may be replaced.
+    """
     if folder.is_symlink() or folder.exists():
         if not force:
             raise SetError(f"{folder} exists; give --force to replace it")
-        if not (folder / MANIFEST).is_file():
-            raise SetError(f"{folder} is no deployment set; it is not replaced even with --force")
+        if not (folder / marker).is_file():
+            raise SetError(f"{folder} is no {what}; it is not replaced even with --force")
     parent = folder.absolute().parent
     if not parent.is_dir():
         raise SetError(f"{folder}: the folder {parent} does not exist")

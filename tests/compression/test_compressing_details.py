@@ -29,7 +29,9 @@ from milopt.passes.compressing import (
     snr,
     spread,
 )
+from milopt.passes.compression import Palettize
 from milopt.passes.decompression import Decompress, compressed_weights, decoded, weights_again
+from milopt.passes.quantization import Quantize
 from milopt.passes.uses import Place, Weight, find_weights
 from milopt.reports import NoMatch
 from milopt.spool import Spool
@@ -338,3 +340,39 @@ def test_forms_of_two_results_and_old_shapes() -> None:
 
     (weight,) = compressed_weights(load(old))
     assert weight.array.tolist() == [[0, 1, 2, 3], [3, 2, 1, 0]]
+
+
+OPTIONS: list[tuple[type[Palettize] | type[Quantize], dict[str, Any], str]] = [
+    (Palettize, {"group_size": 0}, "group_size must be at least 1, not 0"),
+    (Palettize, {"cluster_dim": 0}, "cluster_dim must be at least 1, not 0"),
+    (
+        Palettize,
+        {"cluster_dim": 2, "per_channel_scale": True},
+        "per_channel_scale is for tables of numbers, cluster_dim=1",
+    ),
+    (Palettize, {"cluster_dim": 2, "lut_dtype": "int8"}, "lut_dtype=int8 is for tables of numbers, cluster_dim=1"),
+    (
+        Palettize,
+        {"cluster_dim": 2, "weighting": "activation", "calibration": "c"},
+        "weighting is for tables of numbers, cluster_dim=1",
+    ),
+    *(
+        (Palettize, given, "weighting=activation goes with calibration, the file of milopt.calibration's statistics")
+        for given in ({"weighting": "activation"}, {"calibration": "c"})
+    ),
+    (Palettize, {"feedback": True}, "feedback needs weighting=activation, and a calibration with hessian=True"),
+    (Quantize, {"block_size": 0}, "block_size must be at least 1, not 0"),
+]
+
+
+@pytest.mark.parametrize(("kind", "given", "message"), OPTIONS)
+def test_options_that_can_not_be(kind: type[Palettize] | type[Quantize], given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=r".") as error:
+        kind(**given)
+    assert str(error.value) == message
+
+
+def test_options_at_their_least() -> None:
+    assert (Palettize(group_size=1, cluster_dim=1).group_size, Quantize(block_size=1).block_size) == (1, 1)
+    assert Palettize(cluster_dim=2).cluster_dim == 2
+    assert Palettize(weighting="activation", calibration="c", feedback=True).feedback

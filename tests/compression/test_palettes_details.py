@@ -159,3 +159,39 @@ def test_vectors_are_of_neighbouring_channels() -> None:
     indices = unpacked(found, 1).reshape(2, 3)
     np.testing.assert_array_equal(lut[indices].transpose(0, 2, 1).reshape(4, 3), weights[0, 0])
     assert (found.error, found.wrong, found.tensors["indices"][1:]) == (0.0, 0, ("uint1", 6))
+
+
+GRID: Any = np.array([-127.0, -64.0, 64.0, 127.0], F16)
+
+
+@pytest.mark.parametrize("fed_back", [False, True])
+@pytest.mark.parametrize("integers", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_weights_that_tables_hold_are_held_exactly(scaled: bool, integers: bool, fed_back: bool) -> None:
+    """Of two tables of four numbers each, for four channels of 2 x 3 inputs; inputs that are not alike nor apart."""
+    rng = np.random.default_rng(3)
+    shape = (2, 2, 4, 3)
+    weights = GRID[rng.integers(0, 4, shape)]
+    weights[..., 0] = 127  # of every channel the largest
+    if scaled:
+        weights *= F16(2.0) ** rng.integers(-3, 3, (2, 1, 4, 1)).astype(F16)
+    mixed: Any = rng.standard_normal((6, 6))
+    products: Any = mixed @ mixed.T if fed_back else None
+    found = encode_palette(weights, 2, scaled, None, products, integers)
+    lut: Any = found.tensors["lut"][0].reshape(2, 4).astype(np.float64)
+    if integers:
+        lut = lut * found.tensors["lut_scale"][0].reshape(2, 1).astype(np.float64)
+    indices = unpacked(found, 2).reshape(2, 2, 4, 3).transpose(1, 0, 2, 3)
+    decoded = np.stack([table[each] for table, each in zip(lut, indices, strict=True)])
+    if scaled:
+        decoded = decoded * found.tensors["scale"][0].reshape(2, 1, 4, 1)
+    # the entries and their one scale are fp16 numbers
+    np.testing.assert_allclose(decoded, weights, rtol=2.0**-9)
+    assert found.error <= 2.0**-18 * found.power
+
+
+def test_channels_of_zeros_stay_zeros() -> None:
+    weights = rows()
+    weights[0, 0, 1] = 0
+    found = encode_palette(weights, 2, True)
+    assert (found.wrong, found.tensors["scale"][0].ravel()[1]) == (0, 0)

@@ -9,6 +9,7 @@ import pytest
 
 from milopt.cli.check_contract import Style
 from milopt.contracts import Findings, check, contract_named, contract_names
+from milopt.contracts.checking import FOLDERS
 from milopt.errors import MiloptError, PackageError
 from milopt.package import Model
 from tests.contracts.planting import DEFECTS, kept
@@ -109,7 +110,7 @@ def test_short_contexts_leave_a_slot_to_spare() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"style": "pear"}, "there is no contract named 'pear'; there is: apple"),
+        ({"style": "pear"}, "there is no contract named 'pear'; there is: apple, anemll, coreml-llm"),
         ({"tokens": 0}, "a conversation has one token at least, not 0"),
         ({"agreement": 1.5}, "the agreement is a share from 0 to 1, not 1.5"),
     ],
@@ -125,7 +126,8 @@ def test_a_package_that_is_none(tmp_path: Path) -> None:
 
 
 def test_names() -> None:
-    assert contract_names() == tuple(each.value for each in Style) == ("apple",)
+    assert contract_names() == ("apple",)
+    assert (*contract_names(), *FOLDERS) == tuple(each.value for each in Style)
     assert isinstance(check(kept(), tokens=1), Findings)
 
 

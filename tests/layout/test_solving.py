@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from itertools import product
 from typing import Any
 
@@ -12,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from milopt.errors import MiloptError
+from milopt.layout.branching import search
 from milopt.layout.cuts import cut, is_cut
-from milopt.layout.elimination import TooWide, eliminate
-from milopt.layout.integers import integers
+from milopt.layout.networks import Network, reduce
 from milopt.layout.problems import Problem
 from milopt.layout.solving import solve
+
+from .integers import integers
 
 INFINITE = float("inf")
 
@@ -44,9 +45,63 @@ def least(problem: Problem) -> float:
 
 @given(problems(tables=3))
 def test_elimination(problem: Problem) -> None:
-    cost, choice = eliminate(problem)
-    assert cost == least(problem)
-    assert problem.cost(choice) == cost
+    network = Network(problem)
+    reduce(network, 1 << 20)
+    assert not network.left
+    assert network.constant == least(problem) == problem.cost(network.choices())
+
+
+@given(problems(tables=3), st.integers(1, 12))
+def test_what_is_left_has_the_same_minimum(problem: Problem, largest: int) -> None:
+    network = Network(problem)
+    reduce(network, largest)
+    core, order = network.core()
+    assert least(core) == least(problem)
+    best = min(product(*map(range, core.sizes)), key=core.cost)
+    assert problem.cost(network.choices(zip(order, best, strict=True))) == least(problem)
+
+
+@given(problems(tables=3))
+def test_pruning_leaves_a_best_choice(problem: Problem) -> None:
+    network = Network(problem)
+    sizes = [len(each) for each in network.values]
+    dropped = network.prune()
+    assert dropped == sum(sizes) - sum(len(each) for each in network.values)
+    kept = min(problem.cost(choice) for choice in product(*(each.tolist() for each in network.values)))
+    assert kept == least(problem)
+    assert not network.prune()
+
+
+def test_a_choice_that_is_never_cheaper_goes() -> None:
+    problem = Problem()
+    first, second = problem.variable(3), problem.variable(2)
+    problem.add([first, second], np.array([[4.0, 1.0], [5.0, 1.0], [3.0, 2.0]]))
+    problem.add([second], np.array([0.0, 2.0]))
+    network = Network(problem)
+    assert network.prune() == 1
+    assert [each.tolist() for each in network.values] == [[0, 2], [0, 1]]
+
+
+@given(problems(tables=3), st.integers(1, 12))
+def test_a_relaxed_problem_is_no_dearer(problem: Problem, largest: int) -> None:
+    network = Network(problem)
+    network.relax(largest)
+    assert network.constant <= least(problem) + 1e-9
+    assert not network.left
+    assert problem.cost(network.choices()) >= least(problem)
+
+
+@given(problems(tables=3), st.integers(1, 12))
+def test_branch_and_bound(problem: Problem, largest: int) -> None:
+    found = search(problem, largest=largest)
+    assert found.cost == pytest.approx(least(problem)) == pytest.approx(problem.cost(found.choice))
+    assert found.bound == found.cost
+
+
+@given(problems(tables=3), st.integers(0, 1 << 15))
+def test_a_search_that_ends_early_knows_how_far_off_it_may_be(problem: Problem, work: int) -> None:
+    found = search(problem, work, largest=1)
+    assert found.bound - 1e-9 <= least(problem) <= found.cost == problem.cost(found.choice)
 
 
 @given(problems(tables=3))
@@ -111,7 +166,6 @@ def test_what_is_no_cut() -> None:
 @settings(deadline=None)
 @given(problems())
 def test_integer_program(problem: Problem) -> None:
-    pytest.importorskip("scipy", reason="milopt[layout] is not installed")
     if least(problem) < INFINITE:
         cost, choice = integers(problem)
         assert cost == pytest.approx(least(problem), abs=1e-6)
@@ -134,28 +188,39 @@ def clique(size: int, choices: int) -> Problem:
     return problem
 
 
-@pytest.mark.parametrize(("choices", "method"), [(2, "minimum cut"), (3, "integer program")])
+@pytest.mark.parametrize(("choices", "method"), [(2, "minimum cut"), (3, "branch and bound")])
 def test_what_is_too_wide_goes_another_way(choices: int, method: str) -> None:
-    if choices == 3:
-        pytest.importorskip("scipy", reason="milopt[layout] is not installed")
     problem = clique(6, choices)
-    with pytest.raises(TooWide, match="elements"):
-        eliminate(problem, largest=50)
-    solution = solve(problem, largest=50)
+    solution = solve(problem, largest=50 if choices == 3 else 10)
     assert solution.methods == {method: 1}
-    assert solution.cost == pytest.approx(least(problem), abs=1e-6)
+    assert solution.cost == solution.bound == pytest.approx(least(problem), abs=1e-6)
+    assert problem.cost(solution.choice) == solution.cost
     assert solve(problem).methods == {"elimination": 1}
 
 
-def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
-    with pytest.raises(MiloptError, match=r"pip install 'milopt\[layout\]'"):
-        solve(clique(6, 3), largest=50)
+def test_a_limit_of_work() -> None:
+    """The same choice and bound at each limit, which are nearer to each other at a higher one."""
+    problem = clique(9, 4)
+    exact = solve(problem, largest=16)
+    assert exact.bound == exact.cost
+    assert exact.cost == pytest.approx(integers(problem)[0])
+    gaps: list[float] = []
+    for share in (0.0, 0.2, 0.5):
+        found = [solve(problem, largest=16, work=int(exact.work * share)) for _ in range(2)]
+        assert found[0] == found[1]
+        assert found[0].bound <= exact.cost <= found[0].cost
+        assert problem.cost(found[0].choice) == found[0].cost
+        gaps.append(found[0].cost - found[0].bound)
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[0] > gaps[-1]
 
 
-def test_what_is_too_wide_by_one_variable_is_solved_case_by_case() -> None:
-    problem = clique(5, 3)
-    solution = solve(problem, largest=100)
-    assert solution.methods == {"elimination by cases": 1}
-    assert solution.cost == pytest.approx(least(problem), abs=1e-6)
-    assert problem.cost(solution.choice) == pytest.approx(solution.cost, abs=1e-6)
+def test_less_than_an_element_is_worth_less_work() -> None:
+    problem = clique(9, 4)
+    small = Problem()
+    for size in problem.sizes:
+        small.variable(size)
+    for table in problem.tables:
+        small.add(table.variables, table.costs / 1000)
+    work = solve(problem, largest=16).work
+    assert solve(small, largest=16, work=work).bound < solve(small, largest=16, work=1 << 30).cost

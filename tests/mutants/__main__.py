@@ -8,16 +8,18 @@ import os
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .covering import Coverage, coverage_of
 from .equivalent import EQUIVALENT
 from .mutating import Mutant, mutants_of
-from .running import CAUGHT, SURVIVED, TIMEOUT, Coverage, Outcome, Task, coverage_of, outcomes, prepare
+from .processes import prepare
+from .running import CAUGHT, SURVIVED, TIMEOUT, Outcome, Task, outcomes
 from .storing import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +27,9 @@ TESTS = (Path("tests/passes"), Path("tests/compression"))
 STORE = Path("build/mutants")
 # of the mutants that are not equivalent, in every file
 _LEAST_SHARE = 0.95
+# What a mutant survives in so long it nearly always survives in all its tests, which may take minutes.
+_SECONDS = 2.0
+_SAVED = 60.0
 
 
 @dataclass
@@ -49,17 +54,20 @@ def main() -> int:
     mutants = mutants[options.start :: options.every]
     store = Store(STORE, ROOT)
     started = time.perf_counter()
-    prepare(TESTS)
+    tests = options.tests or sorted(file for folder in TESTS for file in folder.rglob("test_*.py"))
+    prepare(tests)
     console.print("which test runs which line...", style="dim")
-    coverage = store.coverage(TESTS, lambda: coverage_of(TESTS, ROOT))
+    coverage = store.coverage(tests, coverage_of)
     if coverage.failed:
         console.print("fail without any change: " + ", ".join(coverage.failed), markup=False)
         return 2
-    found = _run(mutants, coverage, store, console, options)
-    store.save()
+    try:
+        found = _run(mutants, coverage, store, console, options)
+    finally:
+        store.save()
     results = _results(mutants, found)
     stale = _stale(mutants, found) if options.every == 1 else []
-    _tell(results, found, stale, console, time.perf_counter() - started)
+    _tell(results, found, stale, console, time.perf_counter() - started, options.seconds)
     low = [file for file, result in results.items() if result.share < _LEAST_SHARE]
     return 1 if low or stale else 0
 
@@ -67,15 +75,17 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("files", nargs="*", help="files of passes/; all of them by default")
+    parser.add_argument("--tests", nargs="+", type=Path, metavar="FILE", help="tests to try; all of them by default")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="how many mutants at a time")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="take every Nth mutant only")
     parser.add_argument("--start", type=int, default=0, metavar="K", help="the first mutant to take, from 0")
     parser.add_argument(
         "--seconds",
         type=float,
-        default=float("inf"),
+        default=_SECONDS,
         metavar="S",
-        help="give each mutant the fastest of its tests that take S seconds together: what these miss has survived",
+        help=f"tests that take S seconds together are tried on each mutant, {_SECONDS} by default; what none of these "
+        "notices has survived",
     )
     parser.add_argument("--again", action="store_true", help="forget what earlier runs found")
     return parser.parse_args()
@@ -84,37 +94,44 @@ def _options() -> argparse.Namespace:
 def _run(
     mutants: list[Mutant], coverage: Coverage, store: Store, console: Console, options: argparse.Namespace
 ) -> dict[Mutant, Outcome]:
-    found: dict[Mutant, Outcome] = {}
+    whole = {file: coverage.tests(file) for file in {mutant.file for mutant in mutants if mutant.at_import}}
     tests = {
-        mutant: coverage.tests(mutant.file, None if mutant.at_import else mutant.lines, options.seconds)
+        mutant: whole[mutant.file] if mutant.at_import else coverage.tests(mutant.file, mutant.lines)
         for mutant in mutants
     }
+    todo = {each: tests[each] if options.again else store.todo(each, tests[each], options.seconds) for each in mutants}
+    before = {mutant: store.get(mutant) for mutant in mutants}
+    found = {mutant: known for mutant in mutants if (known := before[mutant]) is not None and not todo[mutant]}
+    work = [
+        Task(
+            number=number,
+            file=mutant.file,
+            function=mutant.function,
+            at_import=mutant.at_import,
+            source=mutant.source,
+            tests=todo[mutant],
+            most=options.seconds,
+            hint=store.hint(mutant),
+        )
+        for number, mutant in enumerate(mutants)
+        if mutant not in found
+    ]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("mutants", total=len(mutants))
-        if not options.again:
-            found = {mutant: known for mutant in mutants if (known := store.get(mutant, tests[mutant])) is not None}
-        progress.advance(task, len(found))
-        work = [
-            Task(
-                number=number,
-                file=mutant.file,
-                function=mutant.function,
-                at_import=mutant.at_import,
-                source=mutant.source,
-                tests=tests[mutant],
-                hint=store.hint(mutant),
-            )
-            for number, mutant in enumerate(mutants)
-            if mutant not in found
-        ]
-        for done, (number, outcome) in enumerate(outcomes(work, coverage.seconds, options.workers)):
-            mutant = mutants[number]
+        task = progress.add_task("mutants", total=len(mutants), completed=len(found))
+        saved = time.monotonic()
+        for number, outcome in outcomes(work, coverage.seconds, options.workers):
+            mutant, known = mutants[number], before[mutants[number]]
+            if outcome.status == SURVIVED and known is not None and len(todo[mutant]) < len(tests[mutant]):
+                outcome = replace(outcome, left=known.left + outcome.left)
             found[mutant] = outcome
-            store.put(mutant, tests[mutant], outcome)
+            store.put(mutant, tests[mutant], options.seconds, outcome)
             progress.advance(task)
-            if done % 100 == 99:
+            if time.monotonic() > saved + _SAVED:
                 store.save()
+                saved = time.monotonic()
+                if not console.is_terminal:
+                    console.print(f"{len(found)} of {len(mutants)}")
     return found
 
 
@@ -132,6 +149,7 @@ def _results(mutants: list[Mutant], found: dict[Mutant, Outcome]) -> dict[str, R
         result.count[status] += 1
         if status == SURVIVED:
             result.survivors.append(mutant)
+            result.count["bounded"] += found[mutant].left > 0
     return results
 
 
@@ -152,9 +170,15 @@ def _stale(mutants: list[Mutant], found: dict[Mutant, Outcome]) -> list[str]:
 
 
 def _tell(
-    results: dict[str, Result], found: dict[Mutant, Outcome], stale: list[str], console: Console, seconds: float
+    results: dict[str, Result],
+    found: dict[Mutant, Outcome],
+    stale: list[str],
+    console: Console,
+    seconds: float,
+    most: float,
 ) -> None:
-    table = Table("file", *(["mutants", "caught", "timeout", "survived", "equivalent", "caught %"]), box=None)
+    titles = ("mutants", "caught", "timeout", "survived", "of these bounded", "equivalent", "caught %")
+    table = Table("file", *titles, box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     whole = Result()
@@ -175,6 +199,8 @@ def _tell(
     }
     STORE.joinpath("mutants.json").write_text(json.dumps(data, indent=1))
     console.print(table)
+    if whole.count["bounded"]:
+        console.print(f"bounded: not given all of their tests, only some that take {most:g} s together")
     console.print(f"{seconds:.0f} s; the survivors are in {STORE / 'survivors.diff'}")
     for each in stale:
         console.print(f"no equivalent mutant: {each}", markup=False)
@@ -182,8 +208,9 @@ def _tell(
 
 def _row(result: Result) -> list[str]:
     count = result.count
-    counts = [count.total(), count[CAUGHT], count[TIMEOUT], count[SURVIVED], count["equivalent"]]
-    return [*map(str, counts), f"{result.share:.1%}"]
+    kinds = (CAUGHT, TIMEOUT, SURVIVED, "equivalent")
+    counts = [sum(count[kind] for kind in kinds), count[CAUGHT], count[TIMEOUT], count[SURVIVED], count["bounded"]]
+    return [*map(str, counts), str(count["equivalent"]), f"{result.share:.1%}"]
 
 
 def _told(mutant: Mutant) -> str:

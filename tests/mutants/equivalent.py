@@ -13,7 +13,8 @@ _BELOW = "the axis itself is never among these, by the guard before"
 _UNSURE = "what is neither True nor False is not sure, and these two are asked for by identity"
 _SYMMETRIC = "one is as large as the other where the other is as large as the one"
 _SET = "a dictionary that serves as an ordered set"
-_ABSOLUTE = "the absolute value of a difference is that of its opposite"
+_UNREAD = "two constants of the pattern of which nothing but that they are there is asked"
+_WITHIN = "from wherever a group is looked at, and however often, it is the same: only time is lost"
 _MORE = "a value comes up once more than needed, and each step says again what is known already"
 
 # (file, function) -> (before, after) -> why nothing changes
@@ -28,13 +29,6 @@ EQUIVALENT: dict[tuple[str, str], dict[tuple[str, str], str]] = {
         ("factor /= float(number) or 1.0", "factor /= float(number) or 2.0"): (
             "the number is zero only where the factor is, and zero halved is zero"
         ),
-        ("abs(factor - 1) > _FP32_STEP", "abs(1 - factor) > _FP32_STEP"): _ABSOLUTE,
-    },
-    ("passes/attention_writing.py", "write_fused"): {
-        ("map(same_size, ours, theirs)", "map(same_size, theirs, ours)"): _SYMMETRIC,
-    },
-    ("passes/attention_writing.py", "_is_one"): {
-        ("abs(factor - 1) <= float(np.finfo(kind).eps)", "abs(1 - factor) <= float(np.finfo(kind).eps)"): _ABSOLUTE,
     },
     ("passes/attention_masks.py", "read_scores"): {
         ("Mask(op, side, 'scale', number)", "Mask(side, op, 'scale', number)"): "of a scale the number alone is read",
@@ -48,30 +42,14 @@ EQUIVALENT: dict[tuple[str, str], dict[tuple[str, str], str]] = {
     ("passes/gqa.py", "PackHeads.pattern"): {
         ("op.one_of('masking', mask=mask, none=None)", "op.one_of('masking', mask=None, none=mask)"): _ORDER,
     },
-    ("passes/gqa_shared.py", "_moved"): {
-        ("return None", "pass"): "the last statement: who ends without one returns None",
-    },
     ("passes/gqa_shared.py", "_repeats"): {
-        ("np.array_equal(numbers, wanted)", "np.array_equal(wanted, numbers)"): "equality is symmetric",
         ("np.arange(prod(shape), dtype=np.int32)", "np.arange(prod(shape))"): "the same numbers, in more bytes",
-    },
-    ("passes/attention_sites.py", "_equal"): {
-        (
-            "same_size(one, other) or (is_symbolic(one) and is_symbolic(other))",
-            "same_size(other, one) or (is_symbolic(one) and is_symbolic(other))",
-        ): _SYMMETRIC,
     },
     ("passes/attention_sites.py", "_regrouped"): {
         (
             "map(_equal, shape_of(op.x)[-2:], shape_of(op.outputs[0])[-2:])",
             "map(_equal, shape_of(op.outputs[0])[-2:], shape_of(op.x)[-2:])",
         ): _SYMMETRIC,
-    },
-    ("passes/attention_sites.py", "_check_batches"): {
-        ("map(same_size, last, theirs)", "map(same_size, theirs, last)"): _SYMMETRIC,
-    },
-    ("passes/attention_sites.py", "_broadcast"): {
-        ("map(same_size, query[:at], key[:at])", "map(same_size, key[:at], query[:at])"): _SYMMETRIC,
     },
     ("passes/rope.py", "Made.compare"): {
         (
@@ -108,9 +86,6 @@ EQUIVALENT: dict[tuple[str, str], dict[tuple[str, str], str]] = {
             "2.0 ** floor(log2(_LARGEST / prod((int(size) for size in sizes))) / 2)",
             "2.0 * floor(log2(_LARGEST / prod((int(size) for size in sizes))) / 2)",
         ): "2 to the 1 is 2 times 1, for 2 both are 4, for less both are cut to 1, and for more both to 4",
-    },
-    ("passes/norms.py", "_factors"): {
-        ("np.abs(g * a ** power - value)", "np.abs(value - g * a ** power)"): _ABSOLUTE,
     },
     ("passes/slots.py", "_Walk.mark"): {
         (
@@ -180,28 +155,75 @@ EQUIVALENT: dict[tuple[str, str], dict[tuple[str, str], str]] = {
             "op.one_of('spelling', mul=op.real_div(x=x, y=root), div=op.mul(x=x, y=narrow))",
         ): _ORDER,
     },
+    ("passes/residual.py", "_Patterns.plain"): {
+        (
+            "norm_pattern(op, x, axes, eps, inside, outside)",
+            "norm_pattern(op, x, axes, inside, eps, outside)",
+        ): "both go with the square of the scale, whichever is which",
+    },
+    ("passes/residual.py", "_Patterns.safe"): {
+        (
+            "safe_norm_pattern(op, x, axes, peak, clamp, a, g)",
+            "safe_norm_pattern(op, x, peak, axes, clamp, a, g)",
+        ): _UNREAD,
+        (
+            "safe_norm_pattern(op, x, axes, peak, clamp, a, g)",
+            "safe_norm_pattern(op, x, axes, clamp, peak, a, g)",
+        ): _UNREAD,
+    },
+    ("passes/residual.py", "ScaleResidual._scale"): {
+        (
+            "report.decline(name, each.why.at or each.var, each.why.text, *each.why.arguments)",
+            "report.decline(name, each.why.at, each.why.text, *each.why.arguments)",
+        ): "every reason that a plan has names its place",
+    },
     ("passes/residual.py", "_Stream.take"): {
         ("self.values[each] = None", "self.values[each] = 0"): _SET,
     },
     ("passes/residual.py", "_Stream._behind"): {
         ("self.layer_norms[user] = None", "self.layer_norms[user] = 0"): _SET,
     },
+    ("passes/islands.py", "WidenAngles.check"): {
+        (
+            "tabulate(m.angles, 3, approximate=True)",
+            "tabulate(m.angles, 4, approximate=True)",
+        ): "three rows have the two steps that are compared, and a fourth is not looked at",
+    },
+    ("passes/notch.py", "SplitInputs._cut"): {
+        ("return 0", "pass"): "no cut is asked for as what is false, and None is as well",
+    },
+    ("passes/notch.py", "SplitInputs.rewrite"): {
+        ("kept.pop('bias', None)", "kept.pop('bias', 0)"): "what is taken out is dropped",
+    },
+    ("passes/notch.py", "_share_splits"): {
+        (
+            "earlier is not op and (not any((var.consuming_blocks for var in op.outputs)))",
+            "not any((var.consuming_blocks for var in op.outputs))",
+        ): "a value that takes its own place stays",
+    },
+    ("passes/rows.py", "lift_rows"): {
+        (
+            "op.op_type == 'reshape' and op.outputs[0] not in seen",
+            "not (op.op_type == 'reshape' and op.outputs[0] not in seen)",
+        ): _WITHIN,
+        (
+            "op.op_type == 'reshape' and op.outputs[0] not in seen",
+            "op.op_type == 'reshape' or op.outputs[0] not in seen",
+        ): _WITHIN,
+        ("op.op_type == 'reshape' and op.outputs[0] not in seen", "op.op_type == 'reshape'"): _WITHIN,
+        ("seen |= group.values", "seen &= group.values"): _WITHIN,
+        ("seen |= group.values", "pass"): _WITHIN,
+    },
+    ("passes/rows.py", "_by_row"): {
+        ("return False", "pass"): "it ends there, and None is as false",
+    },
     ("passes/rows.py", "_Group._before"): {
+        ("return []", "pass"): "the group is not whole, and neither is what the op reads: the op is behind it",
         ("self.starts[op] = None", "self.starts[op] = 0"): _SET,
         ("self.inside[op] = None", "self.inside[op] = 0"): _SET,
     },
     ("passes/rows.py", "_Group._behind"): {
         ("self.ends[user] = None", "self.ends[user] = 0"): _SET,
-    },
-    ("passes/rotary_forms.py", "_ramp"): {
-        (
-            "np.minimum(np.maximum(values, 0.0), 1.0)",
-            "np.minimum(1.0, np.maximum(values, 0.0))",
-        ): "the smaller of two is that of the two",
-        (
-            "np.minimum(np.maximum(values, 0.0), 1.0)",
-            "np.minimum(np.maximum(0.0, values), 1.0)",
-        ): "the larger of two is that of the two",
     },
     ("passes/kernels.py", "_Carrier._repacked"): {
         (

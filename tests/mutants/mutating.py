@@ -5,11 +5,12 @@ operators, the order of their operands, each operand of ``and`` and ``or``; cond
 ``min``/``max``; neighbouring arguments trade places, keyword arguments go; each simple statement goes, ``require``
 among them.
 
-What does not, by rule: docstrings; annotations, type aliases and the type arguments of base classes; ``import``,
+What does not, by rule: docstrings; annotations, type aliases and type arguments, those of base classes too; ``import``,
 ``__all__``, ``assert`` and ``strict`` of ``zip`` (which state what is known); ``None`` beside ``is`` (the comparison
-itself changes); x and y of an op that MIL documents as commutative, two arguments of ``min`` and ``max``;
-the tag of a pattern's ``one_of`` that the file reads nowhere; the operands of ``+``, unless one is written as a
-sequence.
+itself changes); x and y of an op that MIL documents as commutative, two arguments of a function that is symmetric by
+definition (``min``, ``lcm``, ``array_equal``), the sides of a difference of which the absolute value or the norm is
+taken; the tag of a pattern's ``one_of`` that the file reads nowhere; the operands of ``+``, unless one is written as a
+sequence; ``return None`` at the end of a function.
 """
 
 from __future__ import annotations
@@ -88,6 +89,8 @@ _COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     ast.NotIn: (ast.In,),
 }
 _NAMES = {"all": "any", "any": "all", "min": "max", "max": "min"}
+_SYMMETRIC = ("min", "max", "minimum", "maximum", "gcd", "lcm", "array_equal", "same_size")
+_GENERIC = ("dict", "frozenset", "list", "set", "tuple")
 _DROPPED = (ast.Expr, ast.Assign, ast.AugAssign, ast.Return, ast.Raise, ast.Continue, ast.Break, ast.Delete)
 _SEQUENCES = (ast.List, ast.Tuple, ast.JoinedStr)
 _BINDING_LOOSELY = (ast.BinOp, ast.BoolOp, ast.Compare, ast.UnaryOp, ast.IfExp, ast.Lambda, ast.NamedExpr, ast.Constant)
@@ -140,15 +143,21 @@ def _literals(node: ast.Constant) -> Iterator[ast.expr]:
         yield ast.Constant(None)
 
 
+def _called(node: ast.Call) -> str:
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
 def _calls(node: ast.Call) -> Iterator[ast.expr]:
-    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    name = _called(node)
     if name in _NAMES:
         field = "attr" if isinstance(node.func, ast.Attribute) else "id"
         yield _changed(node, func=_changed(node.func, **{field: _NAMES[name]}))
     if name == "require" and not _told(node.args[0]):
         yield _changed(node, args=[_not(node.args[0]), *node.args[1:]])
-    symmetric = name in ("min", "max") and len(node.args) == 2
+    last = len(node.args) == 2 and name in _SYMMETRIC
+    mapped = name == "map" and len(node.args) == 3 and getattr(node.args[0], "id", "") in _SYMMETRIC
     for at, (one, other) in enumerate(zip(node.args, node.args[1:], strict=False)):
+        symmetric = last or (mapped and at == 1)
         if not symmetric and not isinstance(one, ast.Starred) and not isinstance(other, ast.Starred):
             yield _changed(node, args=[*node.args[:at], other, one, *node.args[at + 2 :]])
     for at, keyword in enumerate(node.keywords):
@@ -223,7 +232,8 @@ class _Walk:
         self.way.append(node)
         if isinstance(node, ast.expr) and not self.is_beside_is(node):
             for other in () if self.is_without_effect(node) else _others(node):
-                if ast.dump(other) != ast.dump(node):  # neighbours that are alike may trade places
+                # neighbours that are alike may trade places
+                if ast.dump(other) != ast.dump(node) and not self.is_opposite(node, other):
                     yield self.made(node, other)
         if isinstance(node, (ast.If, ast.While)) and not _told(node.test):
             yield self.made(node.test, _not(node.test))
@@ -232,7 +242,9 @@ class _Walk:
                 yield self.made(condition, ast.Constant(True))
         if isinstance(node, ast.AugAssign):
             yield self.made(node, _changed(node, op=_ARITHMETIC[type(node.op)]()))
-        if isinstance(node, _DROPPED) or (isinstance(node, ast.AnnAssign) and node.value is not None):
+        if isinstance(node, _DROPPED) and not self.is_the_end(node):
+            yield self.made(node, ast.Pass())
+        if isinstance(node, ast.AnnAssign) and node.value is not None:
             yield self.made(node, ast.Pass())
         for child in self.children(node):
             yield from self.visit(child)
@@ -243,8 +255,23 @@ class _Walk:
         parent = self.way[-2]
         if not isinstance(parent, ast.Call) or not parent.args or parent.args[0] is not node:
             return False
-        name = parent.func.attr if isinstance(parent.func, ast.Attribute) else getattr(parent.func, "id", "")
-        return name == "one_of" and isinstance(node, ast.Constant) and node.value not in self.read
+        return _called(parent) == "one_of" and isinstance(node, ast.Constant) and node.value not in self.read
+
+    def is_opposite(self, node: ast.expr, other: ast.expr) -> bool:
+        """Whether ``other`` is the difference ``node`` the other way round, and its size alone is taken."""
+        parent = self.way[-2]
+        if not isinstance(parent, ast.Call) or _called(parent) not in ("abs", "norm"):
+            return False
+        if not isinstance(node, ast.BinOp) or not isinstance(other, ast.BinOp):
+            return False
+        return isinstance(other.op, ast.Sub) and other.left is node.right
+
+    def is_the_end(self, node: ast.AST) -> bool:
+        """Whether ``node`` is the last statement of a function that gives back what it would without it."""
+        parent = self.way[-2]
+        if not isinstance(node, ast.Return) or not isinstance(parent, ast.FunctionDef):
+            return False
+        return parent.body[-1] is node and getattr(node.value, "value", ...) is None
 
     def is_beside_is(self, node: ast.expr) -> bool:
         parent = self.way[-2]
@@ -254,8 +281,9 @@ class _Walk:
         return absent and isinstance(parent, ast.Compare) and isinstance(parent.ops[0], (ast.Is, ast.IsNot))
 
     def children(self, node: ast.AST) -> Iterator[ast.AST]:
+        left_alone = ("slice",) if _is_generic(node) else ("annotation", "returns", "ctx", "op", "ops", "bases")
         for field, value in ast.iter_fields(node):
-            if field in ("annotation", "returns", "ctx", "op", "ops", "bases"):
+            if field in left_alone:
                 continue
             several: list[Any] = value if _is_list(value) else [value]
             for child in several:
@@ -302,6 +330,17 @@ class _Walk:
         start = self.starts[node.lineno - 1] + node.col_offset
         end = self.starts[node.end_lineno - 1] + node.end_col_offset
         return (self.data[:start] + text.encode() + self.data[end:]).decode()
+
+
+def _is_generic(node: ast.AST) -> bool:
+    """Whether it is a type with its arguments, as in ``dict[str, None]()``."""
+    return isinstance(node, ast.Subscript) and getattr(node.value, "id", "") in (
+        "dict",
+        "frozenset",
+        "list",
+        "set",
+        "tuple",
+    )
 
 
 def _is_left_alone(node: ast.AST) -> bool:

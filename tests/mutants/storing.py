@@ -6,31 +6,35 @@ import ast
 import hashlib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .covering import Coverage
 from .mutating import Mutant
-from .running import CAUGHT, Coverage, Outcome
+from .running import SURVIVED, Outcome
 
 __all__ = ["Store"]
+
+# so many files of tests are run between two times that the map of lines is written
+_AT_ONCE = 10
 
 
 class Store:
     """Outcomes in a local file.
 
-    One holds for the mutated text itself, the passes that the tests import, the rest of milopt, and the tests: the one
-    that caught the mutant, or all that did not.
+    One holds for the mutated text itself, the passes that the tests need, the rest of milopt, and the tests: the file
+    of the one that caught the mutant, or all files of those that did not.
     """
 
     def __init__(self, folder: Path, root: Path) -> None:
         self.folder = folder
         self.root = root
         folder.mkdir(parents=True, exist_ok=True)
-        self.known: dict[str, Any] = self._read("outcomes.json")
-        self.fresh: dict[str, Any] = {}
+        self.known: dict[str, dict[str, Any]] = self._read("outcomes.json")
+        self.covered: dict[str, dict[str, Any]] = self._read("coverage.json")
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self.folder / name
@@ -52,7 +56,7 @@ class Store:
         return made.hexdigest()
 
     @cache  # noqa: B019
-    def _needed(self, test_file: str) -> frozenset[Path]:
+    def _imported(self, test_file: str) -> frozenset[Path]:
         """A file of tests, what is beside it for all tests, and the passes it imports, in their turn."""
         path = self.root / test_file
         beside = [each for each in path.parent.glob("*.py") if not each.name.startswith("test_")]
@@ -64,61 +68,96 @@ class Store:
         return frozenset(found)
 
     @property
-    def _engine(self) -> list[Path]:
+    @cache  # noqa: B019
+    def _milopt(self) -> str:
         files = (self.root / "milopt").rglob("*.py")
-        return [each for each in files if each.relative_to(self.root).parts[1] != "passes"]
+        return self._digest(each for each in files if each.relative_to(self.root).parts[1] != "passes")
 
-    def coverage(self, tests: Iterable[Path], make: Any) -> Coverage:
-        """The map of lines to tests, made anew if anything at all has changed."""
-        files = [*self._engine, *(self.root / "passes").glob("*.py")]
-        for folder in tests:
-            files += (self.root / folder).rglob("*.py")
-        digest = self._digest(files)
-        known: dict[str, Any] = self._read("coverage.json")
-        if known.get("digest") != digest:
-            made: Coverage = make()
-            if not made.failed:
-                self._write("coverage.json", {"digest": digest, **asdict(made)})
-            return made
-        lines = {file: {int(line): found for line, found in each.items()} for file, each in known["lines"].items()}
-        return Coverage(lines, known["seconds"], known["failed"])
+    @cache  # noqa: B019
+    def _of(self, test_file: str) -> str:
+        """What stands for all that an outcome of the tests of a file follows from, the mutant aside."""
+        return self._digest_with(test_file, self.covered[test_file]["lines"])
 
-    def key(self, mutant: Mutant) -> str:
-        return self._digest((), f"{mutant.file}\n{mutant.source}")
+    def _digest_with(self, test_file: str, passes: Iterable[str]) -> str:
+        run = (self.root / each for each in passes)
+        return self._digest({*self._imported(test_file), *filter(Path.exists, run)}, self._milopt)
 
-    def get(self, mutant: Mutant, tests: list[str]) -> Outcome | None:
-        """What became of the mutant before, if that still holds."""
-        entry = self.known.get(self.key(mutant))
-        if entry is None:
+    def coverage(self, files: Iterable[Path], make: Callable[[list[Path]], Coverage]) -> Coverage:
+        """Which of the tests in ``files`` run which lines: made anew for files for which anything has changed."""
+        names = sorted(file.as_posix() for file in files)
+        stale = [each for each in names if not self._is_covered(each)]
+        for at in range(0, len(stale), _AT_ONCE):
+            several = stale[at : at + _AT_ONCE]
+            made = make([Path(each) for each in several])
+            if made.failed:
+                return made
+            self.covered |= {each: self._part(made, each) for each in several}
+            self._write("coverage.json", self.covered)
+        whole = Coverage()
+        for entry in map(self.covered.__getitem__, names):
+            lines = {file: {int(line): found for line, found in each.items()} for file, each in entry["lines"].items()}
+            whole.add(Coverage(lines, entry["seconds"]))
+        return whole
+
+    def _is_covered(self, test_file: str) -> bool:
+        entry = self.covered.get(test_file)
+        return entry is not None and entry["from"] == self._digest_with(test_file, entry["lines"])
+
+    def _part(self, made: Coverage, test_file: str) -> dict[str, Any]:
+        def ours(test: str) -> bool:
+            return test.partition("::")[0] == test_file
+
+        lines: dict[str, dict[int, list[str]]] = {}
+        for file, each in made.lines.items():
+            if found := {line: here for line, told in each.items() if (here := list(filter(ours, told)))}:
+                lines[file] = found
+        seconds = {test: each for test, each in made.seconds.items() if ours(test)}
+        return {"from": self._digest_with(test_file, lines), "lines": lines, "seconds": seconds}
+
+    def get(self, mutant: Mutant) -> Outcome | None:
+        """What became of the mutant before, on the same text."""
+        entry = self.known.get(_name(mutant))
+        if entry is None or entry["text"] != self._digest((), mutant.source):
             return None
-        outcome = Outcome(entry["status"], entry["test"])
-        holds = entry["from"] == self._origin(outcome, tests)
-        if holds:
-            self.fresh[self.key(mutant)] = entry
-        return outcome if holds else None
+        return Outcome(entry["status"], entry["test"], entry["left"])
+
+    def todo(self, mutant: Mutant, tests: list[str], most: float) -> list[str]:
+        """The tests that may say more of the mutant than what is known: those of files that have changed since.
+
+        All of them where a mutant that survived would now be given more seconds.
+        """
+        outcome = self.get(mutant)
+        if outcome is None:
+            return tests
+        entry = self.known[_name(mutant)]
+        if outcome.status != SURVIVED:
+            known = all(file in self.covered and self._of(file) == made for file, made in entry["from"].items())
+            return [] if known else tests
+        if outcome.left and entry["most"] < most:
+            return tests
+        return [test for test in tests if entry["from"].get(file := test.partition("::")[0]) != self._of(file)]
 
     def hint(self, mutant: Mutant) -> str:
         """The test that caught the mutant before."""
-        entry = self.known.get(self.key(mutant), {"test": ""})
-        return str(entry["test"])
+        return str(self.known.get(_name(mutant), {"test": ""})["test"])
 
-    def put(self, mutant: Mutant, tests: list[str], outcome: Outcome) -> None:
-        self.fresh[self.key(mutant)] = {**asdict(outcome), "from": self._origin(outcome, tests)}
+    def put(self, mutant: Mutant, tests: list[str], most: float, outcome: Outcome) -> None:
+        """Keep what became of a mutant for which there are ``tests``."""
+        told = [outcome.test] if outcome.test else tests
+        files = {test.partition("::")[0] for test in told}
+        self.known[_name(mutant)] = {
+            **asdict(outcome),
+            "text": self._digest((), mutant.source),
+            "most": most,
+            "from": {file: self._of(file) for file in files if file in self.covered},
+        }
 
     def save(self) -> None:
-        self._write("outcomes.json", {**self.known, **self.fresh})
+        self._write("outcomes.json", self.known)
 
-    def _origin(self, outcome: Outcome, tests: list[str]) -> str:
-        told = [outcome.test] if outcome.status == CAUGHT and outcome.test else tests
-        files = {test.partition("::")[0] for test in told}
-        needed = {path for file in files for path in self._needed(file)}
-        text = "" if outcome.status == CAUGHT else "\n".join(tests)
-        return self._digest(needed, text + self._milopt)
 
-    @property
-    @cache  # noqa: B019
-    def _milopt(self) -> str:
-        return self._digest(self._engine)
+def _name(mutant: Mutant) -> str:
+    return " | ".join(map(str, mutant.key))
 
 
 def _passes_in(source: bytes, root: Path) -> set[Path]:

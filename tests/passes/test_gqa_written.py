@@ -80,7 +80,7 @@ def capped(
     @mb.program(input_specs=specs, opset_version=opset)
     def program(q: Any, k: Any, v: Any, m: Any) -> Any:
         key = wide(k, repeats[0], *((SIZE, -1) if turned == "y" else (-1, SIZE)))
-        product = mb.matmul(x=q, y=key, transpose_x=turned == "x", transpose_y=turned != "y")
+        product = mb.matmul(x=q, y=key, transpose_x=turned == "x", transpose_y=turned != "y", name="scores")
         weights = weighed(scored(product, m))
         return mb.matmul(x=weights, y=wide(v, repeats[1], -1, OUT), transpose_x=turned == "weights", name="out")
 
@@ -120,7 +120,7 @@ def _over_queries(scores: Any) -> Any:
 
 
 def _chosen(scores: Any, mask: Any) -> Any:
-    return mb.select(cond=mb.greater(x=mask, y=np.float32(0)), a=scores, b=np.float32(-1e4))
+    return mb.select(cond=mb.greater(x=mask, y=np.float32(0)), a=scores, b=np.float32(-1e4), name="chosen")
 
 
 def _written(scores: Any) -> Any:
@@ -153,6 +153,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+PLACES = {
+    "its products can be packed one by one": "scores",
+    "its keys come first": "scores",
+    "its queries are of shape (1, 1, s, 8)": "q",
+    "its queries are of shape (1, 4, s, s)": "q",
+    "a mask has heads or a batch": "m",
+    "select may need the scores as they are": "chosen",
+}
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_refuses_with_its_reason(case: str) -> None:
     options, reason = REFUSED[case]
@@ -160,9 +170,40 @@ def test_refuses_with_its_reason(case: str) -> None:
     before = text(program)
     report = apply(PackAttention(), program)
     assert not report
-    assert reason in [re.sub(r"is\d+|dim\d+", "s", miss.reason) for miss in report.misses]
+    told = [(re.sub(r"is\d+|dim\d+", "s", miss.reason), miss.place) for miss in report.misses]
+    assert (reason, PLACES.get(reason, "out")) in told
     assert text(program) == before
     holds(PackGqa(), program)
+
+
+def test_keys_that_are_gathered_get_an_axis_for_groups() -> None:
+    rows, keys = get_new_symbol(), get_new_symbol()
+    specs = [mb.TensorSpec((1, HEADS, rows, SIZE)), mb.TensorSpec((1, SHARED, keys, SIZE))]
+
+    @mb.program(input_specs=specs, opset_version=target.iOS18)
+    def program(q: Any, k: Any) -> Any:
+        wide = mb.gather(x=k, indices=np.array([0, 0, 1, 1], np.int32), axis=1)
+        weights = mb.softmax(x=mb.tanh(x=mb.matmul(x=q, y=wide, transpose_y=True)), axis=-1)
+        return mb.matmul(x=weights, y=wide)
+
+    assert holds(PackAttention(), program)
+    assert apply(PackAttention(), program).applied == 1
+    assert op_types(program).count("expand_dims") == 1
+
+
+def test_values_first_are_refused() -> None:
+    rows, keys = get_new_symbol(), get_new_symbol()
+    specs = [mb.TensorSpec((1, HEADS, rows, SIZE)), mb.TensorSpec((1, SHARED, keys, SIZE))]
+
+    @mb.program(input_specs=specs, opset_version=target.iOS18)
+    def program(q: Any, k: Any) -> Any:
+        wide = mb.gather(x=k, indices=np.array([0, 0, 1, 1], np.int32), axis=1)
+        weights = mb.softmax(x=mb.tanh(x=mb.matmul(x=q, y=wide, transpose_y=True)), axis=-1)
+        return mb.matmul(x=wide, y=weights, transpose_x=True, transpose_y=True)
+
+    report = apply(PackAttention(), program)
+    assert not report
+    assert "its products are in another layout" in {miss.reason for miss in report.misses}
 
 
 def test_keys_first_are_refused() -> None:

@@ -21,11 +21,12 @@ from milopt.passes.head_finding import find_head
 from milopt.passes.head_writing import build_slices
 from milopt.reports import NoMatch
 from milopt.signature_head import HEAD_KEY, HeadSignature
+from milopt.signature_layout import LAYOUT_KEY
 from milopt.text import text
 
 from .refusals import body, program_of
 from .support import op_types
-from .test_head import BIAS, HEADS, WEIGHT, blocks, palette, program, softcap, split
+from .test_head import BIAS, HEADS, TYPED, WEIGHT, blocks, palette, program, softcap, split
 
 FP32, INT32 = types.fp32, types.int32
 
@@ -287,6 +288,12 @@ def test_refusals_and_where() -> None:
     ]
     assert refused(lambda x: mb.mul(x=layer(x), y=wide, name="logits"), **two) == [("it is enlarged", "logits")]
     assert refused(lambda x: mb.relu(x=x, name="logits"), **two) == [("it is an input", "logits")]
+    assert refused(lambda x: mb.linear(x=x, weight=WEIGHT[:1], name="logits"), **two) == [
+        ("it is a single number", "logits")
+    ]
+    assert refused(lambda x: mb.reshape(x=layer(x, name="y"), shape=[1, 10, 12], name="logits"), **two) == [
+        ("reshape comes before it, and no layer", "logits")
+    ]
     assert refused(lambda x: mb.relu(x=x, name="out"), **two) == [
         ("no output comes from a layer with a constant weight", "")
     ]
@@ -302,8 +309,9 @@ def test_refusals_and_where() -> None:
 
 
 def test_layers_that_are_no_heads() -> None:
-    """A product of two computed values, and a convolution in groups."""
+    """A product of two computed values or with a vector, and a convolution in groups."""
     none = "matmul comes before it, and no layer"
+    assert refused(lambda x: mb.matmul(x=WEIGHT[0], y=x, transpose_y=True, name="logits"), slices=2)[0][0] == none
     assert refused(lambda x: mb.matmul(x=x, y=x, transpose_y=True, name="logits"), slices=2)[0][0] == none
     grouped: Any = np.ones((24, 1, 1), np.float32)
     assert refused(
@@ -417,3 +425,70 @@ def test_a_table_of_integers_is_no_head() -> None:
     )
     with pytest.raises(NoMatch, match="gather comes before it, and no layer"):
         find_head(made.functions["main"])
+
+
+def test_axes_of_length_one_alone_are_squeezed() -> None:
+    """(2, 1, 24) becomes (2, 24), and (1, 1, 24) by a reshape (1, 24)."""
+    made = program(lambda x: mb.squeeze(x=layer(x), name="logits"), shape=(2, 1, 6))
+    assert find_head(made.functions["main"]).axes == (2, 1)
+    moved = find_head(
+        program(lambda x: mb.reshape(x=layer(x), shape=[1, 24], name="logits"), shape=(1, 1, 6)).functions["main"]
+    )
+    assert ([op.op_type for op in moved.path], moved.axes) == (["reshape"], (2, 1))
+
+
+def test_the_vocabulary_of_a_weight_of_rank_3() -> None:
+    made = program(lambda x: mb.matmul(x=x, y=WEIGHT[None], transpose_y=True, name="logits"))
+    head = find_head(made.functions["main"])
+    assert (head.argument, head.weight_axis, head.size) == ("y", 1, 24)
+
+
+def test_lengths_that_differ_are_told_from_the_longest_to_the_shortest() -> None:
+    assert split(program(HEADS["linear"]), slices=5)[2].notes == ["24 entries of logits: 5 slices of 5 to 4"]
+    assert split(program(HEADS["linear"]), slices=9)[2].notes == ["24 entries of logits: 9 slices of 3 to 2"]
+
+
+def test_other_layouts_are_told_of_the_default_function() -> None:
+    model = load(program(HEADS["linear"]))
+    model.metadata[LAYOUT_KEY] = "{}"
+    report = SplitHead(slices=2, output="argmax").run(model)
+    assert (report.applied, report.tried) == (0, 0)
+    assert [(miss.function, miss.place, miss.reason) for miss in report.misses] == [
+        ("main", "", "its outputs have other layouts: split-head knows public ones")
+    ]
+
+
+def test_slices_of_groups_within_a_limit() -> None:
+    """Six groups of four within nine entries: three slices of two groups."""
+    assert split(program(palette), limit=9)[2].notes == ["24 entries of logits: 3 slices of 8"]
+    assert split(program(palette), limit=5)[2].notes == ["24 entries of logits: 6 slices of 4"]
+
+    def eleven(x: Any) -> Any:
+        """Of eleven groups no slices are alike, and three groups are more than nine entries."""
+        indices = np.zeros((44, 6), np.uint8).astype(TYPED)
+        tables: Any = np.arange(176, dtype=np.float32).reshape(11, 1, 16, 1)
+        return mb.linear(x=x, weight=mb.constexpr_lut_to_dense(indices=indices, lut=tables), name="logits")
+
+    assert split(program(eleven), limit=9)[2].notes == ["44 entries of logits: 6 slices of 8 to 4"]
+
+
+def alone(kind: str) -> Callable[[Any], Any]:
+    return lambda y: getattr(mb, kind)(x=y, name="logits")
+
+
+def with_two(kind: str) -> Callable[[Any], Any]:
+    return lambda y: getattr(mb, kind)(x=y, y=np.float32(2), name="logits")
+
+
+ONE: dict[str, Callable[[Any], Any]] = {
+    "cast": lambda y: mb.cast(x=y, dtype="fp16", name="logits"),
+    "clip": lambda y: mb.clip(x=y, alpha=np.float32(-1), beta=np.float32(1), name="logits"),
+    **{kind: alone(kind) for kind in ("gelu", "relu", "sigmoid", "silu", "softplus", "tanh", "identity")},
+    **{kind: with_two(kind) for kind in ("add", "maximum", "minimum", "mul", "pow", "real_div", "sub")},
+}
+
+
+@pytest.mark.parametrize("kind", ONE)
+def test_what_may_be_done_to_each_logit(kind: str) -> None:
+    head = find_head(program(lambda x: ONE[kind](layer(x))).functions["main"])
+    assert ([op.op_type for op in head.path], head.axes) == ([kind], (2, 2))

@@ -146,3 +146,22 @@ def test_rules_are_compared_by_what_they_say() -> None:
     assert WidenAngles(64) != WidenAngles()
     assert WidenAngles().rows == 4096
     assert Fp32Islands() == Fp32Islands()
+
+
+def test_phases_of_some_angles_are_added_to_all() -> None:
+    @mb.program(input_specs=[mb.TensorSpec((1, 5), types.int32)], opset_version=target.iOS17)
+    def built(position_ids: Any) -> Any:
+        column = mb.cast(x=mb.expand_dims(x=position_ids, axes=[2]), dtype="fp16")
+        angles = mb.add(x=mb.mul(x=column, y=HALVES.reshape(1, 1, -1)), y=np.array([[[0, 0.5, 0, 0.25]]], F16))
+        return mb.cos(x=angles, name="c")
+
+    assert run(built).applied == 1
+    assert "fp32[1, 5, 4] = add(x=%2, y=[[[0.0, 0.5, 0.0, 0.25]]])" in lines(built)
+
+
+def test_frequencies_of_no_known_form_are_taken_as_they_are() -> None:
+    odd: Any = np.array([0.7, 0.31, 0.112, 0.0043], F16)
+    program = rotation(odd)
+    assert run(program).applied == 2
+    told = ", ".join(str(value) for value in odd.astype(np.float32))
+    assert lines(program)[2] == f"fp32[1, 5, 4] = mul(x=%1, y=[[[{told}]]])"

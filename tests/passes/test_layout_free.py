@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from milopt.errors import PackageError
 from milopt.layout.graphs import Graph
-from milopt.layout.integers import integers
 from milopt.mil import get_new_symbol, is_state, mb, shape_of, target, types
 from milopt.package import Model, load
 from milopt.passes.convolution import LinearToConv
@@ -27,6 +26,7 @@ from milopt.signature import CacheSignature
 from milopt.signature_layout import LAYOUT_KEY, LayoutSignature, Relaid
 from milopt.text import text
 from milopt.verify import compare
+from tests.layout.integers import integers
 from tests.testing.layouts import attentions, weight
 from tests.verify.decoders import Decoder
 
@@ -314,7 +314,6 @@ def test_no_order_of_a_state_is_cheaper(model: Model) -> None:
 @settings(max_examples=15, deadline=None, phases=PHASES, suppress_health_check=CHECKS)
 @given(STATEFUL)
 def test_another_solver_finds_nothing_cheaper(model: Model) -> None:
-    pytest.importorskip("scipy", reason="milopt[layout] is not installed")
     graph = free(model)
     problem, _ = graph.problem(graph.modes())
     assume(problem.sizes)

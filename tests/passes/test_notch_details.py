@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from milopt.mil import Program, get_new_symbol, mb, types
+from milopt.mil import Program, get_new_symbol, mb, refine_shape, types
 from milopt.package import load
 from milopt.passes.notch import DmaNotch, SplitInputs
 from milopt.reports import Report
@@ -122,6 +122,7 @@ def test_what_is_near(outputs: int, inputs: int, within: int, period: int, near:
         (20, 4, 80, [10, 10]),  # no multiple of 32 is within
         (21, 4, 84, [11, 10]),
         (40, 1, 160, [32, 8]),  # a multiple of 32, far from the middle as it is
+        (30, 8, 56, [19, 11]),  # 17 and 13, and 13 and 17: one of them is near, the other is not
     ],
 )
 def test_where_cuts_lie(inputs: int, within: int, period: int, wanted: list[int]) -> None:
@@ -197,6 +198,19 @@ def test_splits_that_were_there(given: dict[str, Any], splits: int) -> None:
     assert sum(" = split(" in line for line in body(program)) == splits
 
 
+def test_a_split_whose_parts_are_outputs_stays() -> None:
+    """An output keeps its name and its op."""
+
+    def build(x: Any) -> Any:
+        made = mb.linear(x=x, weight=weight(32, 64))
+        one, other = mb.split(x=x, split_sizes=[32, 32], axis=2)
+        return mb.relu(x=made), one, mb.relu(x=other)
+
+    program = program_of(build, ((1, 5, 64), FP16))
+    assert run(program).applied == 1
+    assert sum(" = split(" in line for line in body(program)) == 2
+
+
 def test_a_program_without_layers_near_a_notch_is_not_looked_at() -> None:
     def build(x: Any) -> Any:
         parts = [mb.split(x=x, split_sizes=[32, 32], axis=-1) for _ in range(2)]
@@ -225,7 +239,8 @@ def test_lengths_that_are_not_known_keep_their_symbols() -> None:
         return mb.conv(x=x, weight=weight(32, 64, 1), name="out")
 
     program = program_of(build, ((1, 64, length), FP16))
-    given = program.functions["main"].outputs[0].shape
+    # what a package declares may say more than the ops do
+    given = refine_shape(program.functions["main"].outputs[0], (1, 32, get_new_symbol())).shape
     assert run(program).applied == 1
     shapes = [op.outputs[0].shape for op in program.functions["main"].operations if op.op_type in ("conv", "add")]
     assert shapes == [given, given, given]

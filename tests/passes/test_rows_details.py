@@ -336,3 +336,56 @@ def test_operands_of_other_ranks_stay() -> None:
     before = text(made)
     assert lift_rows(made.functions["main"]) == 0
     assert text(made) == before
+
+
+def test_constants_of_a_higher_rank_stay() -> None:
+    """(1, 1, 6) beside rows gives (1, 10, 6), which looks like what a reshape back gives, and (1, 1, 1, 6) more."""
+    stays(lambda x: mb.add(x=layer(rows(x)), y=BIAS.reshape(1, 1, 6), name="out"), shape=(1, 10, 6))
+    stays(lambda x: back(mb.add(x=layer(rows(x)), y=BIAS.reshape(1, 1, 1, 6))))
+    stays(lambda x: back(mb.matmul(x=layer(rows(x)), y=WIDE.reshape(1, 6, 6))))
+
+
+def test_rows_of_constants_stay() -> None:
+    """They are not of (B, S), and nothing gives it to them."""
+    given: Any = np.ones((10, 6), np.float32)
+    stays(lambda x: back(mb.add(x=layer(rows(x)), y=mb.linear(x=given, weight=WIDE))))
+
+
+def test_rows_that_stay_rows_are_no_end() -> None:
+    stays(lambda x: mb.reshape(x=layer(rows(x)), shape=[10, 6], name="out"), shape=(10, 2, 3))
+
+
+def test_what_mixes_rows_counts_wherever_it_is_found() -> None:
+    def build(x: Any) -> Any:
+        y = rows(x)
+        mixed = mb.softmax(x=y, axis=0, name="mixed")
+        return back(mb.add(x=layer(y), y=rows(mb.square(x=x)))), mixed
+
+    stays(build)
+
+
+def test_transposed_products_of_a_square_stay() -> None:
+    def turned(x: Any) -> Any:
+        y = mb.matmul(x=mb.reshape(x=x, shape=[6, 6]), y=WIDE, transpose_x=True)
+        return mb.reshape(x=y, shape=[2, 3, 6], name="out")
+
+    stays(turned, shape=(2, 3, 6))
+
+
+def test_what_nothing_uses_keeps_no_rows() -> None:
+    def build(x: Any) -> Any:
+        y = layer(rows(x))
+        mb.relu(x=y)
+        return back(y)
+
+    made = program(build)
+    assert lift_rows(made.functions["main"]) == 1
+    assert [op.outputs[0].rank for op in operations(made.functions["main"]) if op.op_type != "const"] == [3, 3, 3]
+
+
+def test_other_reshapes_before_hide_no_group() -> None:
+    def build(x: Any) -> Any:
+        heads = mb.transpose(x=mb.reshape(x=x, shape=[2, 5, 2, 3]), perm=[0, 1, 3, 2])
+        return back(layer(rows(mb.exp(x=mb.reshape(x=heads, shape=[2, 5, 6])))))
+
+    assert [line.partition("(")[0].split()[-1] for line in lifted(build)][-3:] == ["exp", "linear", "identity"]

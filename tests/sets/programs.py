@@ -22,14 +22,14 @@ class Transformer:
 
     ``parallel`` ones take the same value as the attention. ``tied``: the head's weight is the embedding's. Rotary
     angles are looked up in a table of ``table`` rows, or computed where that is 0. ``states`` is one pair of states for
-    all layers, or a pair for each.
+    all layers, a pair for each, or one state of all keys and values.
     """
 
     mlp: Sequence[int] = (24, 24, 24)
     parallel: bool = False
     tied: bool = False
     table: int = CONTEXT
-    states: Literal["pair", "layers"] = "pair"
+    states: Literal["pair", "layers", "unified"] = "pair"
     weights: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @property
@@ -45,17 +45,23 @@ class Transformer:
         program.export_as_multifunction = True
         share_weights(program)
         model = Model(program, 9, names[queries[0]])
-        if self.states == "pair":
+        if self.states != "layers":
             model.metadata[METADATA_KEY] = self._signature().to_json()
         return model
 
     def _signature(self) -> CacheSignature:
         slots = tuple(
-            CacheSlot(f"past_{kind}_{layer}", f"present_{kind}_{layer}", f"{kind}_cache", layer, 1)
+            CacheSlot(f"past_{kind}_{layer}", f"present_{kind}_{layer}", self._state(kind), self._row(kind, layer), 1)
             for layer in range(self.layers)
             for kind in ("key", "value")
         )
         return CacheSignature(slots, "current_pos", ("causal_mask",), CONTEXT, 2)
+
+    def _state(self, kind: str) -> str:
+        return "kv_cache" if self.states == "unified" else f"{kind}_cache"
+
+    def _row(self, kind: str, layer: int) -> int:
+        return layer + self.layers * (self.states == "unified" and kind == "value")
 
     def _weight(self, name: str, *shape: int) -> Any:
         if name not in self.weights:
@@ -64,8 +70,8 @@ class Transformer:
         return self.weights[name]
 
     def _function(self, query: int) -> Function:
-        pairs = 1 if self.states == "pair" else self.layers
-        rows = self.layers if self.states == "pair" else 1
+        pairs = self.layers if self.states == "layers" else 1
+        rows = {"pair": self.layers, "layers": 1, "unified": 2 * self.layers}[self.states]
         cache = (rows, HEADS, CONTEXT, SIZE)
         specs: dict[str, Any] = {
             "input_ids": mb.TensorSpec((1, query), types.int32),
@@ -75,7 +81,8 @@ class Transformer:
         }
         for number in range(pairs):
             end = "" if pairs == 1 else f"_{number}"
-            specs |= {f"{kind}_cache{end}": mb.StateTensorSpec(cache, types.fp16) for kind in ("key", "value")}
+            names = dict.fromkeys(self._state(kind) + end for kind in ("key", "value"))
+            specs |= {name: mb.StateTensorSpec(cache, types.fp16) for name in names}
         return _built(specs, self._body(query))
 
     def _body(self, query: int) -> Any:
@@ -135,8 +142,8 @@ class Transformer:
 
     def _cached(self, given: dict[str, Var], kind: str, new: Var, layer: int, query: int) -> Var:
         """The cache with the new tokens in it, this layer's rows."""
-        row, end = (layer, "") if self.states == "pair" else (0, f"_{layer}")
-        state, place = given[f"{kind}_cache{end}"], given["current_pos"]
+        row, end = (0, f"_{layer}") if self.states == "layers" else (self._row(kind, layer), "")
+        state, place = given[self._state(kind) + end], given["current_pos"]
         stop = mb.add(x=place, y=np.array([query], np.int32))
         zero, size = np.array([0], np.int32), np.array([SIZE], np.int32)
         begin = mb.concat(values=(np.array([row, 0], np.int32), place, zero), axis=0)

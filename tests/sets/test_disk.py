@@ -161,6 +161,12 @@ def test_hashes_are_left_out_on_request(folder: Path) -> None:
     assert load(folder, check=False).functions == ("decode", "prefill4")
 
 
+def test_what_the_finder_leaves_is_no_foreign_file(folder: Path) -> None:
+    (folder / ".DS_Store").write_bytes(b"Bud1")
+    (folder / "head.mlpackage" / ".DS_Store").write_bytes(b"Bud1")
+    assert load(folder).functions == ("decode", "prefill4")
+
+
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(SetError, match="there is no such folder"):
         load(tmp_path / "nothing")

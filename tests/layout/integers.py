@@ -1,4 +1,4 @@
-"""Exact minimum by an integer program, solved by HiGHS through scipy."""
+"""The minimum by an integer program, solved by HiGHS through scipy: what milopt.layout is compared with."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import pytest
 
 from milopt.errors import MiloptError
 from milopt.layout.problems import Problem
@@ -18,15 +19,11 @@ def integers(problem: Problem) -> tuple[float, list[int]]:
     """The least cost and a choice that has it.
 
     The linear relaxation is that of the local polytope: a column for each choice of each variable, and for each entry
-    of each table, whose sums over the other variables are those choices. MiloptError without scipy.
+    of each table, whose sums over the other variables are those choices. MiloptError where there is none. The test that
+    calls it is skipped without scipy.
     """
-    try:
-        optimize: Any = importlib.import_module("scipy.optimize")
-        sparse: Any = importlib.import_module("scipy.sparse")
-    except ImportError as error:
-        raise MiloptError(
-            "this program's layouts need an integer program: pip install 'milopt[layout]' (scipy)"
-        ) from error
+    optimize: Any = pytest.importorskip("scipy.optimize", reason="milopt[references] is not installed")
+    sparse: Any = importlib.import_module("scipy.sparse")
     first = np.concatenate([[0], np.cumsum(problem.sizes)]).astype(int)
     columns = int(first[-1])
     costs: list[float] = [0.0] * columns
@@ -71,6 +68,6 @@ def integers(problem: Problem) -> tuple[float, list[int]]:
         options={"mip_rel_gap": 0.0},
     )
     if found.status != 0:
-        raise MiloptError(f"the integer program of this program's layouts was not solved: {found.message}")
+        raise MiloptError(f"the integer program was not solved: {found.message}")
     choice = [int(np.argmax(found.x[first[at] : first[at + 1]])) for at in range(len(problem.sizes))]
     return problem.cost(choice), choice
