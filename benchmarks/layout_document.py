@@ -31,18 +31,18 @@ once, however many ops need it there. Of all choices one that moves the fewest e
   (B, S, H·D), (B, H·D, 1, S), (B, S, H, D), (B, H, S, D) and (B, H, D, S) are five layouts of one tensor.
 * A *move* is what transposes and reshapes do. It costs the elements moved: a transpose moves all, a reshape that cuts
   or joins axes longer than 1 too, and to add, remove or shift axes of length 1 costs next to nothing.
-* The choice is a problem of small tables, one for each tensor. It is solved exactly: choices that are never cheaper than
-  another go, and one variable after another is eliminated; where tables would grow too large, by a minimum cut if there
-  are two layouts and the tables are submodular, else by branch and bound. That one ends at a limit of work, which is
-  counted, so that results repeat: the report then says how many elements above the minimum the choice may be. Of a
+* The choice is a problem of small tables, one for each tensor. It is solved exactly: choices that are never cheaper
+  than another go, and one variable after another is eliminated; where tables would grow too large, by a minimum cut if
+  there are two layouts and the tables are submodular, else by branch and bound. That one ends at a limit of work, which
+  is counted, so that results repeat: the report then says how many elements above the minimum the choice may be. Of a
   tensor that many ops use (a mask, a table of cosines) layouts that differ in axes of length 1 alone count as one.
 * What stays as it is: ops that the table does not know, or whose types disagree about a size; parts without a 1x1
   convolution, and parts where nothing moves less than what is there. Inputs, outputs and states stay too, unless
-  `io=free` lets those of fixed shape have the layouts they are used in. A state has one for all functions, its first axis stays the first, and an input that comes
-  back as an output (`past_x`, `present_x`) has that output's order. The package's metadata `milopt.layout` give for
-  each the shape it had, that shape cut into pieces, their order now, and the shape it has:
-  `x.reshape(cut).transpose(order).reshape(now)`. `milopt verify`, `milopt generate` and sessions read it and go on in
-  the old layouts; a client of one's own has to do the same.
+  `io=free` lets those of fixed shape have the layouts they are used in. A state has one for all functions, its first
+  axis stays the first, and an input that comes back as an output (`past_x`, `present_x`) has that output's order. The
+  package's metadata `milopt.layout` give for each the shape it had, that shape cut into pieces, their order now, and
+  the shape it has: `x.reshape(cut).transpose(order).reshape(now)`. `milopt verify`, `milopt generate` and sessions read
+  it and go on in the old layouts; a client of one's own has to do the same.
 
 The layer below has {heads}. It is the layer of `benchmarks/layout.py` (64 wide, 4 heads, 2 key/value heads, 8 tokens, a
 past of 32); this page is written by `python -m benchmarks.layout_document`, and a test compares the two.

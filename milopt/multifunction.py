@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from milopt.errors import MiloptError
-from milopt.mil import Operation, Program, constant, digest, dtype_name, operations
+from milopt.mil import Operation, Program, constant, digest, dtype_name, operations, shape_of
 from milopt.package import Model
 from milopt.package.carried import Carried
 from milopt.package.describing import section_of
 from milopt.package.making import hold
 from milopt.package.weights import Packed, packed_of
+from milopt.signature import METADATA_KEY, CacheSignature
 
 __all__ = ["extract", "merge", "share_weights"]
 
@@ -79,10 +81,25 @@ def extract(model: Model, function: str, *, name: str = "main") -> Model:
     alone.program.default_function_name = alone.default_function = name
     alone.program.export_as_multifunction = name != "main"
     alone.metadata.pop("milopt.query_lengths", None)
+    if alone.metadata.pop("milopt.contexts", None) is not None:
+        _own_context(alone)
     attributes = model.carried.function_attributes
     alone.carried.function_attributes = {name: attributes[function]} if function in attributes else {}
     alone.description = _alone(model, function, name)
     return alone
+
+
+def _own_context(alone: Model) -> None:
+    """Of functions for several contexts the metadata tell of the longest: here is what this one's masks say."""
+    signature = CacheSignature.from_metadata(alone.metadata)
+    if signature is None:
+        return
+    inputs = alone.function().inputs
+    columns = [shape_of(inputs[name])[-1] for name in signature.masks if name in inputs]
+    if columns and all(isinstance(each, (int, np.integer)) for each in columns):
+        context = int(max(columns))
+        alone.metadata["milopt.context"] = str(context)
+        alone.metadata[METADATA_KEY] = replace(signature, context=context).to_json()
 
 
 def _alone(model: Model, function: str, name: str) -> Any:

@@ -76,11 +76,14 @@ class Axes:
                 self._parent[each] = first
 
     def disagreement(self, axes: Iterable[_Axis]) -> str | None:
-        """What is wrong with axes that should be one: their types give them other sizes. ``None`` where all is well."""
+        """What is wrong with axes that should be one: their types give them other sizes. ``None`` where all is well.
+
+        Two symbols may be one length: MIL has a new one for what it can't tell.
+        """
         (one, place), *others = axes
         for var, at in others:
-            if self._size((var, at)) != self._size((one, place)):
-                sizes = [shape_of(each)[where] for each, where in ((one, place), (var, at))]
+            sizes = [shape_of(each)[where] for each, where in ((one, place), (var, at))]
+            if self._size((var, at)) != self._size((one, place)) and not all(map(is_symbolic, sizes)):
                 return f"{one.name} has {sizes[0]} on axis {place} where {var.name} has {sizes[1]} on axis {at}"
         return None
 

@@ -14,7 +14,7 @@ from milopt.contexts import CONTEXTS_KEY, joined, multifunction, names_of
 from milopt.errors import MiloptError, VerificationError
 from milopt.interpreter import State, compile_all
 from milopt.mil import get_new_symbol, mb, set_ranges, shape_of, target, types
-from milopt.multifunction import extract
+from milopt.multifunction import extract, merge
 from milopt.package import Model, load
 from milopt.package.tensors import stored_tensors
 from milopt.pipeline import Pipeline
@@ -201,6 +201,7 @@ def test_a_text_encoder_has_no_context(tmp_path: Path) -> None:
         ((), (8,), "give at least one query length"),
         ((0,), (8,), "a call takes one token at least, not 0"),
         ((8,), (8,), "a context of 8 has no room for 8 new tokens and one before them"),
+        ((1,), (2**31,), "a context of 2147483648 is more than an axis can be long"),
         ((1,), (17,), "axis 3 of input 'causal_mask' is 2 to 16 long, not 17"),
     ],
 )
@@ -280,6 +281,8 @@ def test_the_command(package: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
             ["--force", str(package), "--query-lengths", "1"],
             "are for one package of open sizes, not for several",
         ),
+        (["--force", str(package), "--passes", "canonicalize"], "--passes are for one package of open sizes"),
+        (["--force", "--query-lengths", "9" * 5000], "takes numbers with commas between"),
     ):
         assert main([*command, *options]) == 2
         told = capsys.readouterr().err
@@ -295,3 +298,76 @@ def test_the_command(package: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     capsys.readouterr()
     assert main(["multifunction", parts[0], str(out), "-o", str(tmp_path / "third.mlpackage")]) == 2
     assert "two functions would be called 'decode_ctx16'" in capsys.readouterr().err
+
+
+def test_a_model_of_several_functions_loses_none(package: Path) -> None:
+    two = merge({"one": load(package), "other": ranged(0.6)}, default="one")
+    with pytest.raises(MiloptError, match="the model has functions one, other: milopt extract-function makes"):
+        multifunction(two, (1, 4), (8,))
+
+
+def _masked(kind: Any, *, past: bool) -> Model:
+    """Attention whose mask is 0 and 1 for all tokens, (1, tokens), as tokenizers give it."""
+    query, total, before = (get_new_symbol() for _ in range(3))
+    specs = {"input_ids": mb.TensorSpec((1, query), types.int32), "attention_mask": mb.TensorSpec((1, total), kind)}
+    if past:
+        specs["past_key_0"] = mb.TensorSpec((1, before, WIDTH), types.fp16)
+
+    def attend(*given: Any) -> Any:
+        x = mb.gather(x=_weight("embedding", WORDS, WIDTH), indices=given[0], axis=0)
+        key = mb.concat(values=(given[2], x), axis=1, name="present_key_0") if past else x
+        hidden = mb.sub(x=np.float16(1), y=mb.cast(x=given[1], dtype="fp16"))
+        bias = mb.expand_dims(x=mb.mul(x=hidden, y=np.float16(-1e4)), axes=[1])
+        out = mb.softmax(x=mb.add(x=mb.matmul(x=x, y=key, transpose_y=True), y=bias), axis=-1)
+        return (out, key) if past else out
+
+    if past:
+
+        @mb.program(input_specs=list(specs.values()), opset_version=target.iOS18)
+        def program(input_ids: Any, attention_mask: Any, past_key_0: Any) -> Any:
+            return attend(input_ids, attention_mask, past_key_0)
+
+        return Model(program, 9)
+
+    @mb.program(input_specs=list(specs.values()), opset_version=target.iOS18)
+    def encoder(input_ids: Any, attention_mask: Any) -> Any:
+        return attend(input_ids, attention_mask)
+
+    return Model(encoder, 9)
+
+
+@pytest.mark.parametrize("query", [1, 4])
+def test_a_mask_of_numbers_is_as_long_as_the_context(query: int) -> None:
+    """With one token a mask of one column would be broadcast over all."""
+    made = specialise(_masked(types.int32, past=True), query, 8).model
+    assert shape_of(made.function().inputs["attention_mask"]) == (1, 8)
+
+
+def test_the_mask_of_an_encoder_is_as_long_as_its_tokens() -> None:
+    model = _masked(types.int32, past=False)
+    made = multifunction(model, (4, 8))
+    found = {name: shape_of(each.inputs["attention_mask"]) for name, each in made.functions.items()}
+    assert found == {"q4": (1, 4), "q8": (1, 8)}
+    with pytest.raises(SpecialisingError, match="no input of function 'main' is a past: its context is its 4 tokens"):
+        specialise(model, 4, 1)
+
+
+def test_functions_that_are_joined_again(package: Path) -> None:
+    made = multifunction(load(package), (1, 4), (8, 16), passes=STATES)
+    parts = {name: extract(made, name) for name in ("decode_ctx8", "prefill_ctx16")}
+    whole = joined(parts)
+    assert (whole.default_function, whole.metadata[CONTEXTS_KEY]) == ("prefill_ctx16", "8,16")
+    other = multifunction(load(package), (1,), (15,), passes=STATES)
+    third = {"short": extract(made, "decode_ctx8"), "long": extract(other, "main")}
+    with pytest.raises(MiloptError, match="functions of all contexts are made or joined at once") as caught:
+        joined(third)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_function_taken_out_has_its_own_context(package: Path) -> None:
+    made = multifunction(load(package), (1,), (8, 16), passes=STATES)
+    short, long = (Session(extract(made, name), precision="float64") for name in made.functions if "main" in name)
+    sessions = {session.context: session for session in (short, long)}
+    assert set(sessions) == {8, 16}
+    tokens = [3, 9, 30, 1, 8]
+    np.testing.assert_allclose(sessions[8].feed(tokens), sessions[16].feed(tokens), rtol=1e-6)

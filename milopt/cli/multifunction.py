@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -110,6 +111,12 @@ def _numbers(option: str, text: str | None) -> list[int]:
     return [int(each) for each in numbers]
 
 
+def _identifier(stem: str) -> str:
+    """A function's name: MIL's identifiers are letters, digits and underscores, and begin with no digit."""
+    name = re.sub(r"[^A-Za-z0-9_]", "_", stem)
+    return f"_{name}" if name[:1].isdigit() else name
+
+
 def _functions(models: dict[Path, Model]) -> dict[str, Model]:
     """Every function as a model of its own, under a name that no other has."""
     from milopt.errors import MiloptError
@@ -118,7 +125,7 @@ def _functions(models: dict[Path, Model]) -> dict[str, Model]:
     found: dict[str, Model] = {}
     for path, model in models.items():
         for function in model.functions:
-            name = path.stem if function == "main" else function
+            name = _identifier(path.stem) if function == "main" else function
             if name in found:
                 raise MiloptError(
                     f"two functions would be called {name!r}: milopt extract-function --name gives one another name"

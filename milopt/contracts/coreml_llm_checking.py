@@ -253,7 +253,10 @@ def _held(
             return Finding(_LOOP, False, f"choice {at} is token {each.token} with logit {each.logit:g}: no such answer")
     if wanted is None:
         return Finding(_LOOP, True, f"{len(own)} tokens of an answer; no reference to hold them against")
-    largest, close = max(float(np.abs(wanted).max()), float(np.finfo(np.float64).tiny)), SAME if whose == "the package" else CLOSE
+    largest, close = (
+        max(float(np.abs(wanted).max()), float(np.finfo(np.float64).tiny)),
+        SAME if whose == "the package" else CLOSE,
+    )
     same = sum(each.token == int(row.argmax()) for each, row in zip(own, wanted, strict=True))
     gaps = [float(row.max() - row[each.token]) / largest for each, row in zip(own, wanted, strict=True)]
     off = [abs(each.logit - float(row[each.token])) / largest for each, row in zip(own, wanted, strict=True)]

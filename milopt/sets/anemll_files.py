@@ -100,8 +100,7 @@ def first_of(value: Any) -> Any:
     """A number, or the first of several, which is what clients read; None where there is none."""
     if not isinstance(value, list):
         return value
-    several = cast("list[Any]", value)
-    return several[0] if several else None
+    return next(iter(cast("Any", value)), None)
 
 
 def notes_of(files: Mapping[str, bytes], context: int, batch: int) -> list[str]:
@@ -110,7 +109,9 @@ def notes_of(files: Mapping[str, bytes], context: int, batch: int) -> list[str]:
     if TOKENIZER not in files:
         notes.append("the package carries no tokenizer, without which the client stops: give --source")
     if context % batch:
-        notes.append(f"{context} tokens are no whole blocks of {batch}: the client can't feed a prompt that needs the last")
+        notes.append(
+            f"{context} tokens are no whole blocks of {batch}: the client can't feed a prompt that needs the last"
+        )
     return notes
 
 

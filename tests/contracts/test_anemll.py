@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from milopt.errors import MiloptError
 from milopt.mil import add_input, rename_input
 from milopt.package import Model, load
 from milopt.sets.anemll import anemll_set
+from milopt.sets.coreml_llm import monolith
 from tests.cli.support import contents, with_tokenizer
 from tests.sets.programs import Transformer
 
@@ -191,13 +193,27 @@ def test_prefill_that_leaves_other_keys_behind(good: Path, tmp_path: Path) -> No
     assert "prefill and infer compute different things" in failed.detail
 
 
+_PARAMETERS = "model_info: {parameters: {context_length: 8, batch_size: 4, num_chunks: %s}}"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "is no ANEMLL set: it has no meta.yaml"),
         ("a: [", "meta.yaml can't be read: while parsing"),
         ("a: 1", "meta.yaml has no model_info: parameters:, where the client looks for everything"),
-        ("model_info: {parameters: {context_length: many}}", "context_length is 'many', not a number from 1 to 2147483647"),
+        (
+            "model_info: {parameters: {context_length: many}}",
+            "context_length is 'many', not a number from 1 to 2147483647",
+        ),
+        (_PARAMETERS % "1000000000000", "num_chunks is '1000000000000', not a number from 1 to 999"),
+        (_PARAMETERS % ("9" * 5000), "meta.yaml can't be read: Exceeds the limit"),
+        (_PARAMETERS % "2001-99-99", "meta.yaml can't be read: month must be in 1..12"),
+        (_PARAMETERS % "!!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        (_PARAMETERS % "{a: 1}", "num_chunks is no number"),
+        (_PARAMETERS % "1, model_prefix: ../other", "the prefix '../other' is no beginning of a file name"),
+        (_PARAMETERS % '1, model_prefix: "a\\nb"', "is no beginning of a file name"),
+        ("[" * 100_000, "meta.yaml can't be read: maximum recursion"),
     ],
 )
 def test_no_set_at_all(content: str | None, message: str, tmp_path: Path) -> None:
@@ -239,3 +255,20 @@ def test_files_of_the_source(package: Path, tmp_path: Path, capsys: pytest.Captu
     assert main(common) == 0
     assert (folder / "config.json").read_text() == '{"vocab_size": 64}'
     assert not (folder / "model.safetensors").exists()
+
+
+def test_blocks_that_do_not_fill_the_context(tmp_path: Path) -> None:
+    model = with_tokenizer(Transformer(states="unified", mlp=(24,)).model((1, 5)))
+    folder = anemll_set(model, count=1, slices=4).save(tmp_path / "set")
+    (failed,) = check(folder, "anemll").failed
+    assert failed.check == "meta.yaml"
+    assert "no whole blocks" in failed.detail
+
+
+@pytest.mark.parametrize("style", ["anemll", "coreml-llm"])
+def test_a_reference_of_another_size(style: str, good: Path, package: Path, tmp_path: Path) -> None:
+    weights = {"embedding": DECODER.weights["embedding"][:32], "head": DECODER.weights["head"][:32]}
+    other = replace(DECODER, weights={**DECODER.weights, **weights}).model()
+    folder = good if style == "anemll" else monolith(load(package)).save(tmp_path / "folder")
+    with pytest.raises(MiloptError, match="the reference has 32 words, and what it is held against 64"):
+        check(folder, style, reference=other, tokens=2)

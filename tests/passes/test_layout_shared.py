@@ -63,9 +63,12 @@ def count(model: Model, *op_types: str) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("compression", ["", "palettize{bits=8,granularity=tensor}", "quantize{dtype=int8,granularity=channel}"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_laid_out(name: str, shared: Path, tmp_path: Path) -> None:
+def test_laid_out(name: str, compression: str, shared: Path, tmp_path: Path) -> None:
     before = opened(shared, name, tmp_path)
+    if compression and not Pipeline.parse(compression).run(before):
+        pytest.skip("no weight of it takes this form")
     layers, transposes = LAYERS[name]
     assert count(before, "linear") == layers
     after = before.clone()

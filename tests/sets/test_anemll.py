@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import numpy as np
 import pytest
 
 from milopt.contracts.anemll_checking import compare_with
-from milopt.mil import operations, rename_input
+from milopt.mil import add_input, operations, rename_input
 from milopt.package import Model, load
 from milopt.package.tensors import stored_tensors
+from milopt.passes.head import SplitHead
 from milopt.pipeline import Pipeline
 from milopt.sets import SetError, weight_bytes
 from milopt.sets.anemll import AnemllSet, anemll_set
+from milopt.sets.coreml_llm import monolith
 from milopt.sets.deployment import interface
 from milopt.signature import METADATA_KEY, CacheSignature
 from milopt.text import text
@@ -242,3 +245,77 @@ def test_the_embedding_takes_any_of_the_shapes() -> None:
         ids = np.arange(length, dtype=np.int32)[None]
         rows = plan.run({"input_ids": ids})["hidden_states"]
         np.testing.assert_array_equal(rows.numpy()[0], UNIFIED.weights["embedding"][ids[0]])
+
+
+@pytest.mark.parametrize(
+    "title", ["current_pos", "position_ids", "input_ids", "model_model_kv_cache_0", "hidden_states"]
+)
+def test_a_mask_under_a_name_that_the_client_has_for_another(title: str) -> None:
+    model = UNIFIED.model()
+    del model.metadata[METADATA_KEY]
+    for function in model.functions.values():
+        if title in function.inputs:
+            rename_input(function, title, "other" if title != "input_ids" else "tokens")
+        rename_input(function, "causal_mask", title)
+        if "other" in function.inputs and title == "position_ids":
+            rename_input(function, "other", "positions")
+        if "other" in function.inputs:
+            rename_input(function, "other", "causal_mask")
+    assert compare_with(model, anemll_set(model, count=2), tokens=3).passed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 1}, "prompts are fed in blocks of 2 tokens or more, not 1"),
+        ({"prefix": "a\nb"}, "is no beginning of a file name"),
+        ({"count": 4}, "4 chunks are too many"),
+    ],
+)
+def test_options_that_can_not_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SetError, match=message):
+        anemll_set(UNIFIED.model(), **{**TWO, **options})
+
+
+def test_inputs_that_could_both_be_the_place() -> None:
+    model = UNIFIED.model()
+    for function in model.functions.values():
+        add_input(function, "other", (1,), "int32")
+    with pytest.raises(SetError, match="takes current_pos and other: the client gives the place of new tokens once"):
+        anemll_set(model, count=2)
+
+
+def test_slices_that_there_are_already() -> None:
+    model = UNIFIED.model()
+    SplitHead(slices=4, output="slices").run(model)
+    assert anemll_set(model, count=1, slices=4).slices == 4
+    with pytest.raises(SetError, match="the program's logits are in 4 slices already, not 8"):
+        anemll_set(model, count=1, slices=8)
+
+
+def test_notes_on_what_a_client_would_miss() -> None:
+    told = " ".join(anemll_set(UNIFIED.model((1, 5)), count=1).notes)
+    assert "the package carries no tokenizer" in told
+    assert "12 tokens are no whole blocks of 5" in told
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b'{"eos_token_id": 0}', 0), (b'{"eos_token_id": []}', None), (b'{"eos_token_id": [3]}', 3)],
+)
+def test_the_token_that_ends(content: bytes, expected: int | None) -> None:
+    model = UNIFIED.model()
+    model.attachments |= {"milopt/tokenizer.json": b"{}", "milopt/tokenizer_config.json": content}
+    settings: Any = json.loads(anemll_set(model, count=1).files["tokenizer_config.json"])
+    assert settings.get("eos_token_id") == expected
+    assert json.loads(monolith(model).files["model_config.json"]).get("eos_token_id") == expected
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff", b"[" * 100_000])
+def test_settings_that_are_none(content: bytes) -> None:
+    model = UNIFIED.model()
+    with pytest.raises(SetError, match=r"^config.json (is no mapping|can't be read)[^\n]*$"):
+        monolith(model, carried={"config.json": content})
+    model.attachments |= {"milopt/tokenizer.json": b"{}", "milopt/tokenizer_config.json": content}
+    with pytest.raises(SetError, match=r"^the package's tokenizer_config.json"):
+        anemll_set(model, count=1)
