@@ -50,7 +50,10 @@ def _below(scale: float, fp16: bool) -> float:
     return scale - math.ldexp(1.0, max(exponent, -13) - 11)
 
 
-@compiled("float64(float32[::1], float64, int64, int64, int64, boolean, int16[::1], float32[::1])", finite=True)
+@compiled(
+    "float64(Array(float32, 1, 'C', True), float64, int64, int64, int64, boolean, int16[::1], float32[::1])",
+    finite=True,
+)
 def _put(row: Array, scale: float, zero: int, low: int, high: int, fp16: bool, data: Array, room: Array) -> float:
     """Fill ``data`` with rint(w / scale) + zero, between ``low`` and ``high``; returns the squared error.
 
@@ -91,8 +94,8 @@ def _best_scale(row: Array, data: Array, zero: int) -> float:
 
 
 @compiled(
-    "void(float32[:, ::1], int64, int64, boolean, boolean, boolean, int16[:, ::1], float64[::1], int64[::1], "
-    "float64[::1])",
+    "void(Array(float32, 2, 'C', True), int64, int64, boolean, boolean, boolean, int16[:, ::1], float64[::1], "
+    "int64[::1], float64[::1])",
     finite=True,
 )
 def quantize_blocks(
