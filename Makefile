@@ -64,8 +64,9 @@ found: $(VENV)/.installed-huggingface,testing
 	$(python) -m tests.found --count 2000
 
 # small changes of the passes, one at a time, and whether a test fails; only what changed since the last run is tried
+# (MUTANTS='passes/gqa.py passes/rows.py' tries those files, MUTANTS='--every 20' a sample)
 mutants: $(VENV)/.installed-huggingface,testing
-	$(python) -m tests.mutants
+	$(python) -m tests.mutants $(MUTANTS)
 
 check: $(VENV)/.installed-huggingface,testing,dev
 	$(python) -m ruff check .

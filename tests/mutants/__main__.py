@@ -25,7 +25,7 @@ from .storing import Store
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = (Path("tests/passes"), Path("tests/compression"))
 STORE = Path("build/mutants")
-# of the mutants that are not equivalent, in every file
+# of the mutants that are not equivalent, of all files together
 _LEAST_SHARE = 0.95
 # What a mutant survives in so long it nearly always survives in all its tests, which may take minutes.
 _SECONDS = 2.0
@@ -68,8 +68,7 @@ def main() -> int:
     results = _results(mutants, found)
     stale = _stale(mutants, found) if options.every == 1 else []
     _tell(results, found, stale, console, time.perf_counter() - started, options.seconds)
-    low = [file for file, result in results.items() if result.share < _LEAST_SHARE]
-    return 1 if low or stale else 0
+    return 1 if _whole(results).share < _LEAST_SHARE or stale else 0
 
 
 def _options() -> argparse.Namespace:
@@ -181,12 +180,11 @@ def _tell(
     table = Table("file", *titles, box=None)
     for column in table.columns[1:]:
         column.justify = "right"
-    whole = Result()
     for file, result in results.items():
-        table.add_row(file, *_row(result))
-        whole.count.update(result.count)
+        table.add_row(file, *_row(result), style="" if result.share >= _LEAST_SHARE else "yellow")
+    whole = _whole(results)
     table.add_row("all", *_row(whole), style="bold")
-    survivors = [mutant for result in results.values() for mutant in result.survivors]
+    survivors = whole.survivors
     STORE.joinpath("survivors.diff").write_text("\n".join(map(_told, survivors)))
     data = {
         "seconds": seconds,
@@ -204,6 +202,14 @@ def _tell(
     console.print(f"{seconds:.0f} s; the survivors are in {STORE / 'survivors.diff'}")
     for each in stale:
         console.print(f"no equivalent mutant: {each}", markup=False)
+
+
+def _whole(results: dict[str, Result]) -> Result:
+    whole = Result()
+    for result in results.values():
+        whole.count.update(result.count)
+        whole.survivors += result.survivors
+    return whole
 
 
 def _row(result: Result) -> list[str]:
