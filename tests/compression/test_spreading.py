@@ -41,7 +41,7 @@ def layers(count: int = 3, *, width: int = 64) -> Program:
     [Palettize(bits=4), Palettize(bits=4, per_channel_scale=True), Palettize(cluster_dim=2), Quantize()],
     ids=str,
 )
-@pytest.mark.parametrize("backend", ["threading", "loky", "dask"])
+@pytest.mark.parametrize("backend", ["threading", pytest.param("loky", marks=pytest.mark.processes), "dask"])
 def test_any_backend_gives_the_same_bytes(made: Any, backend: str) -> None:
     alone, spread = load(layers()), load(layers())
     with joblib.parallel_config(n_jobs=1):
@@ -121,6 +121,7 @@ def grown(path: Path) -> int:
     return memory.peak - before
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_does_not_grow_with_the_number_of_weights(tmp_path: Path) -> None:
     paths = [load(layers(count, width=1024)).save(tmp_path / f"{count}.mlpackage") for count in (2, 8)]

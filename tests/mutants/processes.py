@@ -27,6 +27,7 @@ __all__ = ["PASSES", "Loader", "hush", "in_child", "prepare", "run_pytest"]
 
 PASSES = "milopt.passes"
 _PROFILE = "mutants"
+_MARKED = "not slow and not processes"
 
 
 def prepare(tests: Iterable[Path]) -> None:
@@ -51,9 +52,12 @@ def prepare(tests: Iterable[Path]) -> None:
 
 
 def run_pytest(arguments: list[str], plugins: Sequence[object] = ()) -> int:
-    """The exit status of pytest on what is not slow, with the settings of :func:`prepare`."""
+    """The exit status of pytest with the settings of :func:`prepare`.
+
+    Slow tests are left out, and those that start processes: nothing is changed in these, and their time is not counted.
+    """
     left_out = ("cacheprovider", "xdist", "unraisableexception", "threadexception", "faulthandler")
-    fixed = ["-q", "--no-header", "--capture=no", "--tb=no", "-m", "not slow", f"--hypothesis-profile={_PROFILE}"]
+    fixed = ["-q", "--no-header", "--capture=no", "--tb=no", "-m", _MARKED, f"--hypothesis-profile={_PROFILE}"]
     return int(pytest.main([*fixed, *(f"-pno:{each}" for each in left_out), *arguments], plugins=list(plugins)))
 
 
