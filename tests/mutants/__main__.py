@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from .covering import Coverage, coverage_of
 from .equivalent import EQUIVALENT
@@ -176,12 +176,12 @@ def _tell(
     seconds: float,
     most: float,
 ) -> None:
-    titles = ("mutants", "caught", "timeout", "survived", "of these bounded", "equivalent", "caught %")
-    table = Table("file", *titles, box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    titles = ("mutants", "caught", "timeout", "survived", "bounded", "equivalent", "share")
+    table = Table(Column("file", no_wrap=True), box=None, padding=(0, 1), pad_edge=False)
+    for title in titles:
+        table.add_column(title, justify="right")
     for file, result in results.items():
-        table.add_row(file, *_row(result), style="" if result.share >= _LEAST_SHARE else "yellow")
+        table.add_row(Path(file).name, *_row(result), style="" if result.share >= _LEAST_SHARE else "yellow")
     whole = _whole(results)
     table.add_row("all", *_row(whole), style="bold")
     survivors = whole.survivors
@@ -198,7 +198,7 @@ def _tell(
     STORE.joinpath("mutants.json").write_text(json.dumps(data, indent=1))
     console.print(table)
     if whole.count["bounded"]:
-        console.print(f"bounded: not given all of their tests, only some that take {most:g} s together")
+        console.print(f"bounded: survivors not given all of their tests, only some that take {most:g} s together")
     console.print(f"{seconds:.0f} s; the survivors are in {STORE / 'survivors.diff'}")
     for each in stale:
         console.print(f"no equivalent mutant: {each}", markup=False)
