@@ -21,9 +21,10 @@ from milopt.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from milopt.huggingface.kept import Kept
     from milopt.pipeline import Pipeline
 
-__all__ = ["Logits", "Precision", "Route", "Shapes", "convert"]
+__all__ = ["Logits", "Precision", "Quantized", "Route", "Shapes", "convert"]
 
 
 class Precision(str, Enum):
@@ -57,6 +58,13 @@ class Logits(str, Enum):
 
     all = "all"
     last = "last"
+
+
+class Quantized(str, Enum):
+    """What becomes of weights that a checkpoint has quantized: integers where these are exact, or floats."""
+
+    keep = "keep"
+    floats = "floats"
 
 
 # A block of 32 is what Apple's own "On Device Llama 3.1 with Core ML" uses for int4.
@@ -99,6 +107,13 @@ def convert(
     precision: Annotated[
         Precision | None, typer.Option(help="How weights are stored; the default is the default pipeline's.")
     ] = None,
+    quantized: Annotated[
+        Quantized | None,
+        typer.Option(
+            help="Weights that the checkpoint has quantized: keep their integers where these give the same floats (the "
+            "default, unless --precision says how weights are stored), or floats."
+        ),
+    ] = None,
     passes: Passes = None,
     attention: AttentionOption = None,
     pickles: Annotated[
@@ -139,6 +154,8 @@ def convert(
     from milopt.cli.work import optimize_and_save
     from milopt.huggingface import convert as convert_model
 
+    told: list[Kept] = []
+    usual = Quantized.keep if precision is None else Quantized.floats
     with steps(verbose=verbose) as tell:
         model = convert_model(
             source,
@@ -149,9 +166,31 @@ def convert(
             route=route.value,
             logits=logits.value,
             pickles=pickles,
+            quantized=(quantized or usual).value,
+            kept=told.append,
             progress=tell,
         )
     optimize_and_save(model, pipeline, destination, verify=verify, force=force, verbose=verbose)
+    for each in told:
+        _print_kept(each, everything=verbose)
+
+
+def _print_kept(kept: Kept, *, everything: bool) -> None:
+    """A table by kind and form; with ``everything`` also a line for each matrix."""
+    from milopt.cli.console import output
+    from milopt.cli.tables import size
+    from milopt.tables import table
+
+    console = output()
+    rows: list[list[object]] = [
+        [each.kind, each.form, each.tensors, each.kept, size(each.before), size(each.after), each.reason]
+        for each in kept.rows()
+    ]
+    columns = ("type", "stored as", ">tensors", ">kept", ">in the file", ">converted", "why not")
+    console.print(table("Quantized weights", *columns, rows=rows))
+    console.print(str(kept), markup=False)
+    for fate in kept.fates if everything else ():
+        console.print(str(fate), markup=False, soft_wrap=True)
 
 
 def _lengths(text: str | None, block: int | None, shapes: Shapes) -> tuple[int, ...] | Literal["flexible"] | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from milopt.cli.convert import Quantized
 from milopt.cli.options import Debug, Json, Verbose
 
 if TYPE_CHECKING:
@@ -61,6 +62,13 @@ def export(
     lut_embeddings: _Bits = None,
     lut_layers: _Bits = None,
     lut_head: _Bits = None,
+    quantized: Annotated[
+        Quantized,
+        typer.Option(
+            help="Weights that the checkpoint has quantized: keep their integers where these give the same floats, "
+            "and leave them alone, or make floats of them."
+        ),
+    ] = Quantized.keep,
     split_head: Annotated[
         int,
         typer.Option(metavar="N", min=0, help="Slices of the vocabulary of at most N, e.g. 16384; 0: a whole head."),
@@ -122,6 +130,7 @@ def export(
         head=head.value,
         verify=verify,
         pickles=pickles,
+        quantized=quantized.value,
     )
     with steps(verbose=verbose) as tell:
         outcomes = run(source, destination, options, restart=restart, only=only, force=force, progress=tell)

@@ -24,7 +24,8 @@ class Options:
     ``lut`` are the bits of an index into look-up tables for weights of the embeddings, the layers and the head; None
     leaves them as they are. ``split_head`` above 0 is the longest slice of the vocabulary that an op of the head makes
     (``split-head{limit=...}``). ``architecture`` other than ``"auto"`` has to be the checkpoint's. ``verify`` compares
-    after every stage.
+    after every stage. ``quantized`` is what becomes of weights that the checkpoint has quantized: ``"keep"``, where
+    that is exact, and then ``lut`` does not touch them, or ``"floats"``.
     """
 
     target: str = "iphone"
@@ -38,6 +39,7 @@ class Options:
     head: HeadPart = "package"
     verify: bool = True
     pickles: bool = False
+    quantized: str = "keep"
 
     def __post_init__(self) -> None:
         target_named(self.target)
@@ -45,6 +47,8 @@ class Options:
             raise ExportError(
                 f"the batch size is at least 2 and less than the context, {self.context}: not {self.batch_size}"
             )
+        if self.quantized not in ("keep", "floats"):
+            raise ExportError(f"quantized weights are kept, or become floats: not {self.quantized!r}")
         if self.chunks is not None and self.chunks < 1:
             raise ExportError(f"there is at least one chunk, not {self.chunks}")
         if self.split_head < 0:

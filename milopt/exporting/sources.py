@@ -14,7 +14,7 @@ from milopt.huggingface.errors import ConversionError
 from milopt.huggingface.sources import locate
 from milopt.sets.saving import digest_of
 
-__all__ = ["check_architecture", "fingerprint", "same_architecture", "versions"]
+__all__ = ["check_architecture", "fingerprint", "may_be_quantized", "same_architecture", "versions"]
 
 _LIBRARIES = ("milopt", "coremltools", "torch", "transformers", "numpy")
 # What lies beside the weights and is not read.
@@ -63,6 +63,18 @@ def check_architecture(source: str | Path, wanted: str) -> None:
         raise ConversionError(f"{config} can't be read: {error}") from error
     if not any(same_architecture(each, wanted) for each in found):
         raise ExportError(f"the checkpoint's architecture is {found[0]}, not {wanted}: leave out --architecture")
+
+
+def may_be_quantized(source: str | Path) -> bool:
+    """Whether a checkpoint may hold integers with scales: a GGUF file, or a folder whose ``config.json`` says so."""
+    place = locate(source)
+    if place.is_file():
+        return True
+    try:
+        told: Any = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        return bool(told.get("quantization_config"))
+    except (OSError, ValueError, AttributeError):
+        return False  # what is wrong with it is said where it is read
 
 
 def same_architecture(one: str, other: str) -> bool:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from milopt.errors import VerificationError
 from milopt.exporting.compiling import compile_packages, impossible
@@ -20,8 +21,15 @@ from milopt.exporting.durable import FINDER
 from milopt.exporting.errors import ExportError
 from milopt.exporting.journal import Key
 from milopt.exporting.options import Options
+from milopt.exporting.rows import rows_as_numbers
 from milopt.exporting.running import Step, Tell
-from milopt.exporting.sources import check_architecture, fingerprint, same_architecture, versions
+from milopt.exporting.sources import (
+    check_architecture,
+    fingerprint,
+    may_be_quantized,
+    same_architecture,
+    versions,
+)
 from milopt.mil import mb
 from milopt.package import Model, load
 from milopt.pipeline import Pass, Pipeline
@@ -31,6 +39,9 @@ from milopt.sets.loading import load as load_set
 from milopt.sets.saving import MANIFEST
 from milopt.sets.targets import target_named, warnings_for
 from milopt.sets.verifying import verify
+
+if TYPE_CHECKING:
+    from milopt.huggingface.kept import Kept
 
 __all__ = ["RESULT", "Work", "steps_of"]
 
@@ -102,19 +113,22 @@ class Work:
             "context": given.context,
             "batch size": given.batch_size,
             "pickles": given.pickles,
+            **({"quantized": given.quantized} if may_be_quantized(self.source) else {}),
             "versions": versions(),
         }
 
     def convert(self, fresh: Path, tell: Tell) -> list[str]:
         from milopt.huggingface import convert
 
-        given = self.options
+        given, kept = self.options, list[str]()
         with _as_if_new():
             model = convert(
                 self.source,
                 context=given.context,
                 query_lengths=(1, given.batch_size),
                 pickles=given.pickles,
+                quantized="keep" if given.quantized == "keep" else "floats",
+                kept=lambda each: kept.extend(_told(each)),
                 progress=tell,
             )
             architecture = model.metadata["milopt.architecture"]
@@ -126,7 +140,7 @@ class Work:
                 )
             model.metadata.pop(_DATE, None)
             model.save(fresh / _MODEL)
-        return [f"{architecture}: functions {', '.join(model.functions)}"]
+        return [f"{architecture}: functions {', '.join(model.functions)}", *kept]
 
     def rewrite_key(self) -> Key:
         return {"passes": str(self.rewriting), "verify": self.options.verify, "versions": versions()}
@@ -176,6 +190,8 @@ class Work:
         given, target = self.options, target_named(self.options.target)
         with _as_if_new():
             model = load(self.root / _COMPRESS / _MODEL)
+            if given.embedding == "table":
+                rows_as_numbers(model)
             made = chunk(
                 model,
                 count=given.chunks,
@@ -215,6 +231,13 @@ class Work:
 
     def compile(self, fresh: Path, tell: Tell) -> list[str]:
         return compile_packages(self.root / RESULT, fresh, tell)
+
+
+def _told(kept: Kept) -> list[str]:
+    """What became of the weights that the checkpoint has quantized."""
+    if not any(each.form for each in kept.fates):
+        return kept.lines()
+    return [*kept.lines(), "look-up tables are for floats: --quantized floats makes them of these weights too"]
 
 
 def _link(source: str, destination: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from milopt.huggingface.conversion import baseline, convert
 from milopt.huggingface.errors import ConversionError, SelfCheckError, TokenizerError
 from milopt.huggingface.interface import MASK_VALUE, Interface, Masks, causal_mask
+from milopt.huggingface.kept import Fate, Kept
 from milopt.huggingface.lowering import lower
 from milopt.huggingface.streaming import TextStream
 from milopt.huggingface.tokenizer import Tokenizer
@@ -18,7 +19,9 @@ from milopt.huggingface.tracing import Traced, trace
 __all__ = [
     "MASK_VALUE",
     "ConversionError",
+    "Fate",
     "Interface",
+    "Kept",
     "Masks",
     "SelfCheckError",
     "TextStream",

@@ -11,19 +11,20 @@ from typing import Any, TypeAlias
 
 import torch
 
-from milopt.huggingface.affine import Affine
 from milopt.huggingface.errors import ConversionError
+from milopt.huggingface.origins import Origin, Quantized
 from milopt.huggingface.pickled import read_pickled
 from milopt.huggingface.quantized import decoded
 from milopt.huggingface.safetensors import read_checkpoint
 from milopt.huggingface.spilling import spilled
 from milopt.huggingface.standins import Elements, is_stand_in, realize, stand_in
 
-__all__ = ["Build", "build", "has_pickles", "has_safetensors", "read"]
+__all__ = ["Build", "build", "has_pickles", "has_safetensors", "origins_of", "read"]
 
 Build: TypeAlias = Callable[[dict[str, torch.Tensor]], Any]
 """Makes a transformers model, in float32, of tensors by name."""
 
+_FEWEST_QUANTIZED = 256  # elements of a quantized matrix, which is worth a stand-in even where it is small
 _HEAD = 1024  # elements that tell most tensors of one shape apart
 
 
@@ -52,13 +53,20 @@ def read(directory: Path, quantization: Mapping[str, Any] | None, *, pickles: bo
     floats: dict[str, Elements] = {}
     used: set[str] = set()
     for name, matrix, parts in decoded(tensors, quantization):
-        floats[name] = spilled(matrix.values() if isinstance(matrix, Affine) else matrix)
+        kind = f"{quantization.get('quant_method')}, {matrix.kind}"
+        stored = sum(each.numel() * each.element_size() for each in (tensors[part]() for part in parts))
+        floats[name] = Quantized(spilled(matrix.values()), Origin(name, kind, stored, matrix.grid(), matrix.beyond))
         used |= parts
     if not floats:
         raise ConversionError(
             f"{directory}: its config says {quantization.get('quant_method')!r}, but no tensor is quantized that way"
         )
     return floats | {name: each for name, each in tensors.items() if name not in used and not _is_spent(name, floats)}
+
+
+def origins_of(tensors: Mapping[str, Elements]) -> tuple[Origin, ...]:
+    """Of those that are quantized."""
+    return tuple(each.origin for each in tensors.values() if isinstance(each, Quantized))
 
 
 # What quantized layers have beside their weights and is of no use to floats: scales of activations, empty biases' kin.
@@ -99,9 +107,12 @@ def _standing_in(tensors: Mapping[str, Elements]) -> dict[str, torch.Tensor]:
             continue
         key = (tensor.dtype, tensor.shape, _head(tensor))
         if key in known and torch.equal(known[key][0](), tensor):
-            result[name] = known[key][1]
+            first, result[name] = known[key]
+            if isinstance(first, Quantized) and isinstance(elements, Quantized):
+                first.twins.append(elements.origin)
             continue
-        result[name] = stand_in(_contiguous(elements), tuple(tensor.shape))
+        fewest = _FEWEST_QUANTIZED if isinstance(elements, Quantized) else None
+        result[name] = stand_in(_contiguous(elements), tuple(tensor.shape), fewest)
         known[key] = elements, result[name]
     return result
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -19,9 +19,13 @@ from milopt.multifunction import merge, share_weights
 from milopt.package import Model
 
 if TYPE_CHECKING:
+    from milopt.huggingface.kept import Kept
     from milopt.huggingface.routes import Route
 
-__all__ = ["QueryLengths", "baseline", "convert"]
+__all__ = ["Quantized", "QueryLengths", "baseline", "convert"]
+
+Quantized: TypeAlias = Literal["keep", "floats"]
+"""What becomes of weights that a checkpoint has quantized: integers where that is exact, or floats all of them."""
 
 QueryLengths: TypeAlias = "Sequence[int] | Literal['flexible'] | None"
 """How many tokens one call takes: a function for each number, one function for any number, or what suits the model."""
@@ -39,6 +43,7 @@ class _Options:
     route: Route
     logits: Logits
     pickles: bool = False
+    quantized: Quantized = "keep"
 
 
 def convert(
@@ -52,6 +57,8 @@ def convert(
     logits: Logits = "all",
     tokenizer: Any | None = None,
     pickles: bool = False,
+    quantized: Quantized = "keep",
+    kept: Callable[[Kept], None] | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """A transformers model, a directory or a ``.gguf`` file -> a :class:`~milopt.package.Model` for iOS 18.
@@ -77,8 +84,12 @@ def convert(
     step.
 
     A directory holds safetensors, or, if ``pickles`` allows that, PyTorch's ``.bin`` files with nothing but tensors.
-    Weights that GPTQ, AWQ, compressed-tensors, fp8 in blocks or bitsandbytes quantized, and those of a GGUF, become
-    the floats that they stand for. A checkpoint's large matrices are not loaded into memory.
+    A checkpoint's large matrices are not loaded into memory.
+
+    Weights that GPTQ, AWQ, compressed-tensors, fp8 in blocks or bitsandbytes quantized, and those of a GGUF, stay small
+    integers where a ``constexpr_*`` op gives the floats that they stand for, rounded to ``dtype``, bit for bit
+    (:mod:`milopt.huggingface.fitting`); others become these floats, and with ``quantized="floats"`` all do. ``kept`` is
+    told once what became of each.
 
     :class:`~milopt.huggingface.errors.ConversionError` when the model is absent, damaged or unsupported, or the
     options don't fit it; its :class:`~milopt.huggingface.errors.SelfCheckError` when the trace, the program, or the
@@ -90,8 +101,10 @@ def convert(
         raise ConversionError(f"unknown logits {logits!r}: all or last")
     if batch < 1:
         raise ConversionError(f"the batch holds at least one sequence, not {batch}")
-    options = _Options(context, query_lengths, dtype, batch, route, logits, pickles)
-    return _convert(model_or_dir, options, tokenizer, progress)
+    if quantized not in ("keep", "floats"):
+        raise ConversionError(f"unknown treatment of quantized weights {quantized!r}: keep or floats")
+    options = _Options(context, query_lengths, dtype, batch, route, logits, pickles, quantized)
+    return _convert(model_or_dir, options, tokenizer, progress, kept)
 
 
 def baseline(
@@ -103,11 +116,17 @@ def baseline(
     progress: Progress | None = None,
 ) -> Model:
     """The same interface with coremltools' own fp16 conversion, as a measure of what milopt's care is worth."""
-    options = _Options(context, query_lengths, "default-float16", 1, "trace", "all")
+    options = _Options(context, query_lengths, "default-float16", 1, "trace", "all", quantized="floats")
     return _convert(model_or_dir, options, tokenizer, progress)
 
 
-def _convert(model_or_dir: ModelSource, options: _Options, tokenizer: Any | None, progress: Progress | None) -> Model:
+def _convert(
+    model_or_dir: ModelSource,
+    options: _Options,
+    tokenizer: Any | None,
+    progress: Progress | None,
+    kept: Callable[[Kept], None] | None = None,
+) -> Model:
     from milopt.huggingface.attaching import Attached
 
     tell = progress or _say_nothing
@@ -138,6 +157,15 @@ def _convert(model_or_dir: ModelSource, options: _Options, tokenizer: Any | None
         del traced
     tell("share the weights")
     merged = _merged(functions)
+    if source.origins:
+        from milopt.huggingface.keeping import keep_quantized
+
+        tell("keep what is quantized")
+        fates = keep_quantized(merged.program, attached, source.origins, keep=options.quantized == "keep")
+        if kept is not None:
+            kept(fates)
+    # what is not used any more lies on the disk until then
+    attached.arrays.clear()
     _sign(merged, source, options, interfaces)
     if options.precision != "default-float16":
         tell("check the program")

@@ -16,13 +16,14 @@ from typing import Any, TypeAlias, cast
 
 import torch
 
-from milopt.huggingface.affine import Affine, unpacked
+from milopt.huggingface.affine import Affine, Scaled, small_floats, unpacked
 from milopt.huggingface.errors import ConversionError
+from milopt.huggingface.origins import evenly
 
 __all__ = ["Matrix", "decoded"]
 
 Tensors: TypeAlias = Mapping[str, Callable[[], torch.Tensor]]
-Matrix: TypeAlias = "Affine | torch.Tensor"
+Matrix: TypeAlias = "Affine | Scaled"
 """A decoded matrix (outputs, inputs): integers with scales where it is that, else float32."""
 
 Settings: TypeAlias = Mapping[str, Any]
@@ -75,7 +76,7 @@ def decoded(tensors: Tensors, settings: Settings) -> Iterator[tuple[str, Matrix,
         layer = _Layer(name, tensors)
         try:
             matrix = decode(layer, settings)
-            values = matrix.integers if isinstance(matrix, Affine) else matrix
+            values = matrix.integers if isinstance(matrix, Affine) else matrix.floats
             assert values.dim() == 2
         except _UNFIT as problem:
             reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
@@ -102,7 +103,7 @@ def _gptq(layer: _Layer, settings: Settings) -> Matrix:
         raise ValueError(f"g_idx is no group of {len(scales)} for each of {inputs} columns")
     if groups is None and inputs % scales.shape[0]:
         raise ValueError(f"{inputs} columns in {scales.shape[0]} groups")
-    return Affine(unpacked(words.T.contiguous(), bits, inputs), scales.T, zeros.T, groups)
+    return Affine(unpacked(words.T.contiguous(), bits, inputs), scales.T, zeros.T, groups, f"{bits} bits")
 
 
 def _gptq_zeros(packed: torch.Tensor, bits: int, outputs: int, settings: Settings) -> torch.Tensor:
@@ -142,7 +143,7 @@ def _awq(layer: _Layer, settings: Settings) -> Matrix:
     weights, zeros, scales = _interleaved(layer["qweight"]), _interleaved(layer["qzeros"]), layer["scales"]
     if scales.shape != zeros.shape or scales.shape[1] != weights.shape[1] or weights.shape[0] % scales.shape[0]:
         raise ValueError(f"weights {tuple(weights.shape)}, scales {tuple(scales.shape)}, zeros {tuple(zeros.shape)}")
-    return Affine(weights.T, scales.T, zeros.T)
+    return Affine(weights.T, scales.T, zeros.T, None, "4 bits")
 
 
 def _interleaved(words: torch.Tensor) -> torch.Tensor:
@@ -168,7 +169,8 @@ def _compressed(layer: _Layer, settings: Settings) -> Matrix:
         integers = layer["weight"]
         if integers.dtype not in (torch.int8, torch.float8_e4m3fn):
             raise ValueError(f"a weight of {integers.dtype}")
-        return _runs(Affine(integers, scales, zeros, layer.get("weight_g_idx")))
+        matrix = _runs(Affine(integers, scales, zeros, layer.get("weight_g_idx"), "8 bits"))
+        return matrix if integers.dtype == torch.int8 else _of_levels(matrix)
     words = layer["weight_packed"]
     rows, columns = (int(each) for each in layer["weight_shape"])
     bits = _bits(settings, words.shape[1], columns)
@@ -178,7 +180,14 @@ def _compressed(layer: _Layer, settings: Settings) -> Matrix:
     integers = unpacked(words, bits, columns) - half
     if integers.shape != (rows, columns):
         raise ValueError(f"{tuple(integers.shape)} integers, weight_shape says {(rows, columns)}")
-    return _runs(Affine(integers, scales, zeros, layer.get("weight_g_idx")))
+    return _runs(Affine(integers, scales, zeros, layer.get("weight_g_idx"), f"{bits} bits"))
+
+
+def _of_levels(matrix: Affine) -> Scaled:
+    """Floats of 8 bits with scales."""
+    grid = matrix.grid() if matrix.zeros is None else None
+    scales = None if grid is None or grid.scales is None else grid.scales()
+    return Scaled(matrix.values(), scales, small_floats(matrix.integers.dtype), "fp8")
 
 
 def _bits(settings: Settings, words: int, columns: int) -> int:
@@ -200,9 +209,13 @@ def _blocks(layer: _Layer, settings: Settings) -> Matrix:
     needed = tuple(-(-length // run) for length, run in zip(weight.shape, size, strict=True))
     if tuple(scales.shape) != needed:
         raise ValueError(f"scales {tuple(scales.shape)} for blocks {size} of {tuple(weight.shape)}")
+    spread = scales
     for axis, run in enumerate(size):
-        scales = scales.repeat_interleave(run, axis).narrow(axis, 0, weight.shape[axis])
-    return weight.float() * scales.float()
+        spread = spread.repeat_interleave(run, axis).narrow(axis, 0, weight.shape[axis])
+    rows, columns = weight.shape
+    equal = evenly(scales, (rows, columns), (size[0], size[1]))
+    levels = small_floats(weight.dtype) if weight.dtype.itemsize == 1 else None
+    return Scaled(weight.float() * spread.float(), equal, levels, "fp8")
 
 
 def _runs(matrix: Affine) -> Affine:
@@ -232,7 +245,8 @@ def _bitsandbytes(layer: _Layer, settings: Settings) -> Matrix:
     if form is not None and int(form):
         raise ValueError("weights that are laid out for one kind of GPU")
     # bitsandbytes: absolute maxima of rows, which the largest int8 stands for
-    return layer["weight"].float() * layer["SCB"].float().reshape(-1, 1) / 127
+    largest = layer["SCB"].float().reshape(-1, 1)
+    return Scaled(layer["weight"].float() * largest / 127, largest / 127, None, "int8", "products are divided by 127")
 
 
 def _four_bits(layer: _Layer) -> Matrix:
@@ -250,10 +264,15 @@ def _four_bits(layer: _Layer) -> Matrix:
     # the first of two elements in the higher bits
     indices = torch.stack((packed >> 4, packed & 15), dim=-1).reshape(-1)
     rows, columns = (int(each) for each in state["shape"])
-    scale = largest.float().repeat_interleave(int(state["blocksize"]))
+    run = int(state["blocksize"])
+    scale = largest.float().repeat_interleave(run)
     if len(scale) < rows * columns:
-        raise ValueError(f"{len(largest)} maxima of {state['blocksize']} elements for {rows} x {columns}")
-    return (levels[indices[: rows * columns].long()] * scale[: rows * columns]).reshape(rows, columns)
+        raise ValueError(f"{len(largest)} maxima of {run} elements for {rows} x {columns}")
+    floats = (levels[indices[: rows * columns].long()] * scale[: rows * columns]).reshape(rows, columns)
+    if columns % run:
+        return Scaled(floats, None, None, states[0], f"its blocks of {run} elements begin within rows of {columns}")
+    scales = largest.float()[: rows * columns // run].reshape(rows, columns // run)
+    return Scaled(floats, scales, levels.sort().values, states[0])
 
 
 _METHODS: dict[str, tuple[frozenset[str], Decoder]] = {

@@ -7,13 +7,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from milopt.huggingface.errors import ConversionError
 from milopt.huggingface.extras import extra
 from milopt.huggingface.families import Kind, kind_of, masks_of, require_convertible
 from milopt.huggingface.ggufs import amend, read_gguf
 from milopt.huggingface.quiet import gguf_read_once, transformers_quiet
+
+if TYPE_CHECKING:
+    from milopt.huggingface.origins import Origin
 
 __all__ = ["ModelSource", "Progress", "Source", "locate", "open_source"]
 
@@ -34,13 +37,17 @@ _RECOMPUTED = ("rotary_emb.inv_freq", "embeddings.position_ids")
 
 @dataclass(frozen=True)
 class Source:
-    """A loaded model with its tokenizer, if it has one; ``name`` is a name and never a path."""
+    """A loaded model with its tokenizer, if it has one; ``name`` is a name and never a path.
+
+    ``origins`` are the matrices that its checkpoint has quantized.
+    """
 
     model: Any
     tokenizer: Any | None
     name: str
     architecture: str
     kind: Kind = "decoder"
+    origins: tuple[Origin, ...] = ()
 
 
 def open_source(
@@ -141,7 +148,7 @@ def _gguf_file(path: Path) -> Path | None:
 
 
 def _from_gguf(file: Path, context: int, tokenizer: Any | None) -> Source:
-    from milopt.huggingface.checkpoints import build
+    from milopt.huggingface.checkpoints import build, origins_of
     from milopt.huggingface.gguf_tensors import gguf_tensors
 
     gguf = read_gguf(file)
@@ -159,11 +166,11 @@ def _from_gguf(file: Path, context: int, tokenizer: Any | None) -> Source:
     model = build(tensors, lambda state: _load_state(config, kind, "", file, state))
     if tokenizer is None and gguf.has_tokenizer:
         tokenizer = _load("AutoTokenizer", file.parent, options)
-    return Source(model, tokenizer, file.stem, type(model).__name__)
+    return Source(model, tokenizer, file.stem, type(model).__name__, origins=origins_of(tensors))
 
 
 def _from_checkpoint(directory: Path, context: int, tokenizer: Any | None, pickles: bool, tell: Progress) -> Source:
-    from milopt.huggingface.checkpoints import build, has_pickles, has_safetensors, read
+    from milopt.huggingface.checkpoints import build, has_pickles, has_safetensors, origins_of, read
 
     config = _load("AutoConfig", directory, {})
     named = (getattr(config, "architectures", None) or [config.model_type])[0]
@@ -184,7 +191,7 @@ def _from_checkpoint(directory: Path, context: int, tokenizer: Any | None, pickl
         model.generation_config = _load("GenerationConfig", directory, {})
     if tokenizer is None and kind != "image-encoder" and any((directory / name).is_file() for name in _TOKENIZER_FILES):
         tokenizer = _load("AutoTokenizer", directory, {})
-    return Source(model, tokenizer, _name(directory), type(model).__name__, kind)
+    return Source(model, tokenizer, _name(directory), type(model).__name__, kind, origins_of(tensors))
 
 
 def _quantization(config: Any) -> dict[str, Any] | None:

@@ -131,9 +131,12 @@ class _Table:
 _table = _Table()
 
 
-def stand_in(elements: Elements, shape: tuple[int, ...]) -> torch.Tensor:
-    """A float32 tensor that stands in for a parameter; a small one, or one for which there is no room, is real."""
-    if len(shape) < 2 or prod(shape) < FEWEST:
+def stand_in(elements: Elements, shape: tuple[int, ...], fewest: int | None = None) -> torch.Tensor:
+    """A float32 tensor that stands in for a parameter; a small one, or one for which there is no room, is real.
+
+    Small is what has less than ``fewest`` elements, or than :data:`FEWEST`.
+    """
+    if len(shape) < 2 or prod(shape) < (FEWEST if fewest is None else fewest):
         return elements().to(torch.float32, copy=True)
     try:
         array = StandIn(elements, shape).array("float32")

@@ -19,7 +19,7 @@ from milopt.mil import flat
 from milopt.package import Model
 
 if TYPE_CHECKING:
-    from milopt.sets import DeploymentSet
+    from milopt.sets import ClientSet, DeploymentSet
 
 __all__ = ["TOKENIZER", "TOKENIZER_CONFIG", "Tokenizer", "attach_tokenizer"]
 
@@ -113,7 +113,7 @@ def _checked(config: Any) -> Mapping[str, Any]:
     return mapping
 
 
-def attach_tokenizer(model: Model | DeploymentSet, tokenizer: Any, source: Any) -> None:
+def attach_tokenizer(model: Model | DeploymentSet | ClientSet, tokenizer: Any, source: Any) -> None:
     """Put a transformers ``tokenizer`` into ``model``; the transformers model ``source`` knows what ends an answer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

@@ -22,6 +22,13 @@ ARCHITECTURES = {
     "phi3": "phi3",
     "gpt2": "gpt2",
 }
+# Where blocks have their scales, of fp16 but in NVFP4, in types that gguf does not write.
+_SCALES: dict[str, tuple[int, int | None]] = {
+    **dict.fromkeys(("Q2_K",), (-4, None)),
+    **dict.fromkeys(("Q3_K", "Q6_K"), (-2, None)),
+    **dict.fromkeys(("Q4_K", "Q5_K", "NVFP4"), (0, 4)),
+    **dict.fromkeys(("IQ4_NL", "IQ4_XS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S"), (0, 2)),
+}
 _PLUS_ONE = ("gemma2", "gemma3")
 _TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 
@@ -78,16 +85,18 @@ def in_gguf(model: Any) -> dict[str, Array]:
 
 
 def quantized(array: Array, kind: str) -> Array:
-    """Bytes of blocks of that type. gguf writes some types; the K types it only reads, so their bits are random."""
+    """Bytes of blocks of that type. gguf writes some types; others it only reads, so their bits are random."""
     gguf: Any = importlib.import_module("gguf")
     number = gguf.GGMLQuantizationType[kind]
-    if not kind.endswith("_K"):
+    if kind not in _SCALES:
         return gguf.quantize(np.ascontiguousarray(array), number)
     length, size = gguf.GGML_QUANT_SIZES[number]
-    generator = np.random.default_rng(array.shape[0])
+    generator = np.random.default_rng(int(abs(array).sum() * 1e4))  # other bits for every matrix
     blocks: Any = generator.integers(0, 256, (*array.shape[:-1], array.shape[-1] // length, size), np.uint8)
-    # the scales of a block are fp16: in front in Q4_K (two), behind in Q6_K
-    at = slice(0, 4) if kind == "Q4_K" else slice(size - 2, size)
+    at = slice(*_SCALES[kind])
+    if kind == "NVFP4":
+        blocks[..., at] = generator.integers(1, 40, blocks[..., at].shape, np.uint8)
+        return blocks.reshape(*array.shape[:-1], -1)
     scales: Any = np.full((*blocks.shape[:-1], blocks[..., at].shape[-1] // 2), 1e-4, np.float16)
     blocks[..., at] = scales.view(np.uint8)
     return blocks.reshape(*array.shape[:-1], -1)

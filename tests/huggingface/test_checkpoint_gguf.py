@@ -28,7 +28,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _model(family: str, **settings: Any) -> Any:
+def family_model(family: str, **settings: Any) -> Any:
     each = FAMILIES[family]
     transformers = library("transformers")
     untyped: Any = torch
@@ -39,7 +39,7 @@ def _model(family: str, **settings: Any) -> Any:
 
 @pytest.mark.parametrize("family", _FAMILIES)
 def test_a_file_is_the_model_that_it_was_made_of(family: str, tmp_path: Path) -> None:
-    wanted = _model(family)
+    wanted = family_model(family)
     source = open_source(write(tmp_path / "a.gguf", wanted), context=16)
     tokens = torch.arange(3, 15)[None]
     with torch.no_grad(), real_weights():
@@ -52,7 +52,7 @@ def test_a_file_is_the_model_that_it_was_made_of(family: str, tmp_path: Path) ->
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q5_1", "Q4_K", "Q6_K"])
 def test_blocks_are_what_gguf_makes_of_them(kind: str, tmp_path: Path) -> None:
     # blocks of the K types have 256 elements
-    model = _model("qwen2", hidden_size=256, intermediate_size=256)
+    model = family_model("qwen2", hidden_size=256, intermediate_size=256)
     file = write(tmp_path / "a.gguf", model, kind=kind)
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(str(file)).tensors}
     source = open_source(file, context=16)
@@ -70,13 +70,13 @@ def test_blocks_are_what_gguf_makes_of_them(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_quantized_file_converts(tmp_path: Path) -> None:
-    model = convert(write(tmp_path / "a.gguf", _model("qwen3"), kind="Q8_0"), context=16, query_lengths=(2,))
+    model = convert(write(tmp_path / "a.gguf", family_model("qwen3"), kind="Q8_0"), context=16, query_lengths=(2,))
     assert model.metadata["milopt.architecture"] == "Qwen3ForCausalLM"
 
 
 def test_tied_and_untied_heads(tmp_path: Path) -> None:
     for tied in (True, False):
-        file = write(tmp_path / f"{tied}.gguf", _model("qwen2", tie_word_embeddings=tied))
+        file = write(tmp_path / f"{tied}.gguf", family_model("qwen2", tie_word_embeddings=tied))
         model = open_source(file, context=16).model
         assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
 
@@ -89,7 +89,7 @@ def test_factors_of_llama_3(tmp_path: Path) -> None:
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    wanted = _model("llama", rope_parameters={"rope_theta": 500000.0, **scaling})
+    wanted = family_model("llama", rope_parameters={"rope_theta": 500000.0, **scaling})
     rotary = wanted.model.rotary_emb
     plain = 500000.0 ** -(torch.arange(0, 16, 2) / 16)
     factors = (plain / rotary.inv_freq).numpy()
@@ -106,8 +106,8 @@ def test_scaling_of_rope(tmp_path: Path) -> None:
         "rope.scaling.original_context_length": 32,
     }
     parameters = {"rope_theta": 10000.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
-    wanted = _model("qwen2", rope_parameters=parameters).model.rotary_emb
-    got = open_source(write(tmp_path / "a.gguf", _model("qwen2"), more=more), context=16).model.model.rotary_emb
+    wanted = family_model("qwen2", rope_parameters=parameters).model.rotary_emb
+    got = open_source(write(tmp_path / "a.gguf", family_model("qwen2"), more=more), context=16).model.model.rotary_emb
     assert torch.equal(got.inv_freq, wanted.inv_freq)
     assert got.attention_scaling == wanted.attention_scaling != 1
 
@@ -125,20 +125,20 @@ def test_scaling_of_rope(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_not_read_is_refused(family: str, more: Mapping[str, Any], words: str, tmp_path: Path) -> None:
-    _refused(write(tmp_path / "a.gguf", _model(family), more=more), words)
+    _refused(write(tmp_path / "a.gguf", family_model(family), more=more), words)
 
 
 def test_a_tensor_without_a_place(tmp_path: Path) -> None:
     bias = {"blk.0.attn_q.bias": np.ones(64, np.float32)}
-    _refused(write(tmp_path / "a.gguf", _model("llama"), also=bias), r"holds 'blk\.0\.attn_q\.bias'")
+    _refused(write(tmp_path / "a.gguf", family_model("llama"), also=bias), r"holds 'blk\.0\.attn_q\.bias'")
 
 
 def test_factors_of_no_kind(tmp_path: Path) -> None:
     factors = {"rope_freqs.weight": np.linspace(1, 8, 8, dtype=np.float32)}
-    _refused(write(tmp_path / "a.gguf", _model("llama"), also=factors), "are no factors of Llama 3.1's kind")
+    _refused(write(tmp_path / "a.gguf", family_model("llama"), also=factors), "are no factors of Llama 3.1's kind")
 
 
-def test_an_architecture_without_a_language_model(tmp_path: Path) -> None:
+def test_an_architecture_without_a_languagefamily_model(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "a.gguf", "t5")
     writer.add_block_count(1)
     for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
@@ -156,24 +156,24 @@ def test_one_part_of_several(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.9, 0.999])
 def test_a_truncated_file(share: float, tmp_path: Path) -> None:
-    content = write(tmp_path / "a.gguf", _model("llama")).read_bytes()
+    content = write(tmp_path / "a.gguf", family_model("llama")).read_bytes()
     (tmp_path / "a.gguf").write_bytes(content[: int(len(content) * share)])
     _refused(tmp_path / "a.gguf", "not a readable GGUF file")
 
 
 def test_the_window_of_phi_3(tmp_path: Path) -> None:
-    source = open_source(write(tmp_path / "a.gguf", _model("phi-3")), context=16)
+    source = open_source(write(tmp_path / "a.gguf", family_model("phi-3")), context=16)
     assert source.model.config.sliding_window == FAMILIES["phi-3"].window
 
 
 def test_softcaps(tmp_path: Path) -> None:
-    model = _model("gemma-2", attn_logit_softcapping=20.0, final_logit_softcapping=10.0)
+    model = family_model("gemma-2", attn_logit_softcapping=20.0, final_logit_softcapping=10.0)
     config = open_source(write(tmp_path / "a.gguf", model), context=16).model.config
     assert (config.attn_logit_softcapping, config.final_logit_softcapping) == (20.0, 10.0)
 
 
 def test_names_are_those_of_llama_cpp() -> None:
-    names = set(in_gguf(_model("phi-3")))
+    names = set(in_gguf(family_model("phi-3")))
     assert {"token_embd.weight", "blk.1.attn_qkv.weight", "blk.0.ffn_up.weight", "output_norm.weight"} <= names
 
 

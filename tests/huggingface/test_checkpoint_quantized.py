@@ -15,14 +15,11 @@ import pytest
 import torch
 
 from milopt.huggingface import ConversionError, convert
-from milopt.huggingface.affine import Affine
 from milopt.huggingface.quantized import decoded
 from milopt.huggingface.sources import open_source
-from tests.huggingface.support import library, llama
+from tests.huggingface.quantized_files import Tensors, awq, compressed, gptq, gptq_folder, rows_packed
 
-_save: Callable[..., None] = library("safetensors.torch").save_file
 _ROWS, _COLUMNS, _RUN = 16, 64, 32
-Tensors = dict[str, torch.Tensor]
 
 
 def _drawn(low: int, high: int, *shape: int) -> torch.Tensor:
@@ -31,17 +28,6 @@ def _drawn(low: int, high: int, *shape: int) -> torch.Tensor:
 
 def _scales(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
     return (torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 0.02 + 0.001).to(dtype)
-
-
-def _packed(fields: list[int], bits: int) -> list[int]:
-    """Signed words of 32 bits that hold the fields as one string of bits, the first in the lowest."""
-    whole = sum(field << (index * bits) for index, field in enumerate(fields))
-    words = [whole >> (32 * index) & 0xFFFFFFFF for index in range(-(-len(fields) * bits // 32))]
-    return [word - (1 << 32) if word >> 31 else word for word in words]
-
-
-def _rows_packed(matrix: torch.Tensor, bits: int) -> torch.Tensor:
-    return torch.tensor([_packed([int(each) for each in row], bits) for row in matrix], dtype=torch.int32)
 
 
 def _run_of(column: int) -> int:
@@ -64,16 +50,7 @@ def _one(tensors: Tensors, settings: dict[str, Any]) -> torch.Tensor:
     ((name, matrix, used),) = decoded(held, settings)
     assert name == "a.weight"
     assert used == set(held)
-    return matrix.values() if isinstance(matrix, Affine) else matrix
-
-
-def _gptq(integers: torch.Tensor, zeros: torch.Tensor, scales: torch.Tensor, bits: int, less: int) -> Tensors:
-    # inputs along the rows of words, outputs along their columns
-    return {
-        "qweight": _rows_packed(integers, bits).T.contiguous(),
-        "qzeros": _rows_packed(zeros.T - less, bits),
-        "scales": scales.T.contiguous(),
-    }
+    return matrix.values()
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -83,7 +60,7 @@ def test_gptq(bits: int, form: str, less: int) -> None:
     integers, zeros = _drawn(0, 1 << bits, rows, _COLUMNS), _drawn(1, 1 << bits, rows, 2)
     scales = _scales(rows, 2)
     got = _one(
-        _gptq(integers, zeros, scales, bits, less), {"quant_method": "gptq", "bits": bits, "checkpoint_format": form}
+        gptq(integers, zeros, scales, bits, less), {"quant_method": "gptq", "bits": bits, "checkpoint_format": form}
     )
     assert torch.equal(got, _expected(integers, scales, zeros, _run_of))
 
@@ -91,7 +68,7 @@ def test_gptq(bits: int, form: str, less: int) -> None:
 def test_gptq_with_an_order_of_its_own() -> None:
     integers, zeros, scales = _drawn(0, 16, _ROWS, _COLUMNS), _drawn(1, 16, _ROWS, 2), _scales(_ROWS, 2)
     order = torch.arange(_COLUMNS).flip(0) % 2
-    tensors = _gptq(integers, zeros, scales, 4, 1) | {"g_idx": order.to(torch.int32)}
+    tensors = gptq(integers, zeros, scales, 4, 1) | {"g_idx": order.to(torch.int32)}
     got = _one(tensors, {"quant_method": "gptq", "bits": 4})
     assert torch.equal(got, _expected(integers, scales, zeros, lambda column: int(order[column])))
 
@@ -103,14 +80,14 @@ def test_symmetric_gptq_by_the_name_of_the_first_form() -> None:
     wanted = _expected(integers, scales, zeros, _run_of)
     settings = {"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq"}
     for less in (0, 1):
-        tensors = _gptq(integers, zeros, scales, 4, less)
+        tensors = gptq(integers, zeros, scales, 4, less)
         assert torch.equal(_one(tensors, settings | {"sym": True}), wanted)
     # nothing says that these are symmetric: 9 is a zero point as good as another
-    as_stored = _gptq(integers, zeros, scales, 4, 0)
+    as_stored = gptq(integers, zeros, scales, 4, 0)
     assert torch.equal(_one(as_stored, settings | {"sym": False}), _expected(integers, scales, zeros + 1, _run_of))
     uneven = zeros.clone()
     uneven[3, 1] = 7
-    got = _one(_gptq(integers, uneven, scales, 4, 0), settings | {"sym": True})
+    got = _one(gptq(integers, uneven, scales, 4, 0), settings | {"sym": True})
     assert torch.equal(got, _expected(integers, scales, uneven + 1, _run_of))
 
 
@@ -121,8 +98,8 @@ def test_a_zero_point_of_zero_in_gptq(bits: int) -> None:
     integers, scales = _drawn(0, 1 << bits, rows, _COLUMNS), _scales(rows, 2)
     zeros = _drawn(0, 1 << bits, rows, 2)
     zeros[:3] = 0
-    words = _rows_packed(zeros.T, bits).long() - sum(1 << shift for shift in range(0, 32, bits))
-    tensors = _gptq(integers, zeros, scales, bits, 0)
+    words = rows_packed(zeros.T, bits).long() - sum(1 << shift for shift in range(0, 32, bits))
+    tensors = gptq(integers, zeros, scales, bits, 0)
     tensors["qzeros"] = ((words + 2**31) % 2**32 - 2**31).to(torch.int32)
     settings: dict[str, Any] = {"quant_method": "gptq", "bits": bits, "sym": False}
     for writer in ("gptqmodel:4.2.5", ["gptqmodel:0.9.2"]):
@@ -135,7 +112,7 @@ def test_a_zero_point_of_zero_in_gptq(bits: int) -> None:
 
 
 def test_a_zero_point_of_zero_of_three_bits_in_gptq() -> None:
-    tensors = _gptq(_drawn(0, 8, 32, _COLUMNS), torch.ones(32, 2).long(), _scales(32, 2), 3, 1)
+    tensors = gptq(_drawn(0, 8, 32, _COLUMNS), torch.ones(32, 2).long(), _scales(32, 2), 3, 1)
     tensors["qzeros"] = torch.full_like(tensors["qzeros"], -1)
     with pytest.raises(ConversionError, match="a zero point of 0 is read differently by every program"):
         _one(tensors, {"quant_method": "gptq", "bits": 3, "meta": {"quantizer": "gptqmodel:4"}})
@@ -143,14 +120,7 @@ def test_a_zero_point_of_zero_of_three_bits_in_gptq() -> None:
 
 def test_awq() -> None:
     integers, zeros, scales = _drawn(0, 16, _ROWS, _COLUMNS), _drawn(0, 16, _ROWS, 2), _scales(_ROWS, 2)
-    order = [0, 2, 4, 6, 1, 3, 5, 7]
-
-    def interleaved(matrix: torch.Tensor) -> torch.Tensor:
-        eights = matrix.reshape(matrix.shape[0], -1, 8)[:, :, order]
-        return _rows_packed(eights.reshape(matrix.shape), 4)
-
-    tensors = {"qweight": interleaved(integers.T), "qzeros": interleaved(zeros.T), "scales": scales.T.contiguous()}
-    got = _one(tensors, {"quant_method": "awq", "bits": 4, "version": "gemm"})
+    got = _one(awq(integers, zeros, scales), {"quant_method": "awq", "bits": 4, "version": "gemm"})
     assert torch.equal(got, _expected(integers, scales, zeros, _run_of))
 
 
@@ -164,13 +134,7 @@ def test_compressed_tensors_packed(bits: int, symmetric: bool) -> None:
     half = 1 << (bits - 1)
     integers, scales = _drawn(-half, half, _ROWS, _COLUMNS), _scales(_ROWS, 2, dtype=torch.bfloat16)
     zeros = torch.zeros(_ROWS, 2, dtype=torch.int64) if symmetric else _drawn(-half, half, _ROWS, 2)
-    tensors = {
-        "weight_packed": _rows_packed(integers + half, bits),
-        "weight_scale": scales,
-        "weight_shape": torch.tensor([_ROWS, _COLUMNS]),
-    }
-    if not symmetric:
-        tensors["weight_zero_point"] = _rows_packed((zeros + half).T, bits).T.contiguous()
+    tensors = compressed(integers, None if symmetric else zeros, scales, bits)
     assert torch.equal(_one(tensors, _groups(bits)), _expected(integers, scales, zeros, _run_of))
 
 
@@ -262,40 +226,15 @@ def test_other_methods_are_named(method: str) -> None:
     ],
 )
 def test_tensors_that_do_not_fit(settings: dict[str, Any], changes: Tensors) -> None:
-    parts = _gptq(_drawn(0, 16, _ROWS, _COLUMNS), _drawn(1, 16, _ROWS, 2), _scales(_ROWS, 2), 4, 1) | changes
+    parts = gptq(_drawn(0, 16, _ROWS, _COLUMNS), _drawn(1, 16, _ROWS, 2), _scales(_ROWS, 2), 4, 1) | changes
     tensors = {f"a.{name}": lambda each=each: each for name, each in parts.items()}
     with pytest.raises(ConversionError, match=r"a: its (gptq|awq) tensors don't fit together") as caught:
         list(decoded(tensors, settings))
     assert "\n" not in str(caught.value)
 
 
-def _quantized_folder(folder: Path) -> tuple[Path, Any]:
-    """A Llama whose layers' matrices GPTQ quantized, and the float model that it stands for."""
-    model, tensors = llama(), {}
-    for name, value in model.state_dict().items():
-        layer, _, part = name.rpartition(".")
-        if value.dim() != 2 or "layers" not in name:
-            tensors[name] = value.clone()
-            continue
-        rows = len(value)
-        scales = (value.reshape(rows, -1, 32).abs().amax(-1) / 7).half()
-        integers = (value / scales.float().repeat_interleave(32, 1)).round().clamp(-8, 7) + 8
-        zeros = torch.full_like(scales, 8).long()
-        for key, each in _gptq(integers.long(), zeros, scales, 4, 1).items():
-            tensors[f"{layer}.{key}"] = each
-        value.copy_((integers - 8) * scales.float().repeat_interleave(32, 1))
-        assert part == "weight"
-    folder.mkdir()
-    model.config.architectures = ["LlamaForCausalLM"]
-    settings = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
-    model.config.quantization_config = settings
-    model.config.save_pretrained(folder)
-    _save(tensors, folder / "model.safetensors")
-    return folder, model
-
-
 def test_a_whole_checkpoint(tmp_path: Path) -> None:
-    folder, wanted = _quantized_folder(tmp_path / "a")
+    folder, wanted = gptq_folder(tmp_path / "a")
     got = open_source(folder, context=16).model.state_dict()
     assert all(torch.equal(got[name], value) for name, value in wanted.state_dict().items())
     told: list[str] = []
@@ -304,7 +243,7 @@ def test_a_whole_checkpoint(tmp_path: Path) -> None:
 
 
 def test_rounded_activations_are_told(tmp_path: Path) -> None:
-    folder, _ = _quantized_folder(tmp_path / "a")
+    folder, _ = gptq_folder(tmp_path / "a")
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] |= {"activation_scheme": "dynamic"}
     (folder / "config.json").write_text(json.dumps(config))
@@ -315,7 +254,7 @@ def test_rounded_activations_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("groups", [[1], {"a": "b"}, "x"])
 def test_groups_that_are_none(groups: Any, tmp_path: Path) -> None:
-    folder, _ = _quantized_folder(tmp_path / "a")
+    folder, _ = gptq_folder(tmp_path / "a")
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "compressed-tensors", "config_groups": groups}
     (folder / "config.json").write_text(json.dumps(config))
@@ -347,7 +286,7 @@ def _itself(value: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_config_that_says_more_than_the_file(tmp_path: Path) -> None:
-    folder, _ = _quantized_folder(tmp_path / "a")
+    folder, _ = gptq_folder(tmp_path / "a")
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "fp8"}
     (folder / "config.json").write_text(json.dumps(config))

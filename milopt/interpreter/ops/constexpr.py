@@ -17,6 +17,9 @@ __all__ = ["constexpr"]
 
 constexpr = Impls("constexpr")
 
+_SMALL_BLOCK = 1 << 10  # elements: with fewer, a loop over blocks is slow
+_AT_ONCE = 1 << 20  # elements that are looked up at once
+
 
 @constexpr("constexpr_cast", decodes=True)
 def _(source_val: Array, output_dtype: str) -> Array:
@@ -85,7 +88,9 @@ def _grouped(indices: Array, lut: Array, vector_axis: int) -> Array:
     """
     sizes = [size // count for size, count in zip(indices.shape, lut.shape[:-2], strict=True)]
     dense: Array = np.empty((*indices.shape, lut.shape[-1]), lut.dtype)
-    for block in product(*map(range, lut.shape[:-2])):
+    if prod(sizes) < _SMALL_BLOCK:
+        _fill(dense, indices, lut, sizes[0])
+    for block in product(*map(range, lut.shape[:-2])) if prod(sizes) >= _SMALL_BLOCK else ():
         part = tuple(slice(i * size, (i + 1) * size) for i, size in zip(block, sizes, strict=True))
         dense[part] = lut[block][indices[part]]
     if lut.shape[-1] == 1:
@@ -94,6 +99,17 @@ def _grouped(indices: Array, lut: Array, vector_axis: int) -> Array:
     shape = list(indices.shape)
     shape[axis] = -1
     return np.reshape(np.moveaxis(dense, -1, axis + 1), shape)
+
+
+def _fill(dense: Array, indices: Array, lut: Array, size: int) -> None:
+    """``dense`` from tables of many small blocks, which have ``size`` rows: all entries are one list then."""
+    *counts, entries, vector = lut.shape
+    step = max(1, _AT_ONCE // max(1, size * prod(indices.shape[1:])))
+    for first in range(0, counts[0], step):
+        tables, rows = lut[first : first + step], slice(first * size, (first + step) * size)
+        starts = np.reshape(np.arange(prod(tables.shape[:-2])) * entries, tables.shape[:-2])
+        places = _blocks(indices[rows].astype(np.intp), tables.shape[:-2]) + _per_block(starts)
+        dense[rows] = np.reshape(tables, (-1, vector))[np.reshape(places, indices[rows].shape)]
 
 
 @constexpr("constexpr_sparse_to_dense", decodes=True)
