@@ -22,7 +22,7 @@ from milopt.signature_head import HeadSignature
 from milopt.signature_layout import LayoutSignature
 
 if TYPE_CHECKING:
-    from milopt.sets import DeploymentSet
+    from milopt.sets import ClientSet, DeploymentSet
 
 __all__ = ["Block", "Overflow", "Plans", "Session", "blocks"]
 
@@ -85,11 +85,14 @@ class Plans:
     (``input_ids``), an additive or boolean mask over the context's slots (..., Q, context), and perhaps the tokens'
     positions (``position_ids``); it returns ``logits`` (1, Q, V). MiloptError says what is missing. What ``split-head``
     took apart is whole again; logits that are not given back are minus infinity, and ``candidates`` are how many are.
+
+    A :class:`~milopt.sets.ClientSet` is fed as its client does it: functions that give nothing take a prompt's tokens
+    but the last.
     """
 
     def __init__(
         self,
-        model: Model | DeploymentSet,
+        model: Model | DeploymentSet | ClientSet,
         *,
         precision: Precision = "declared",
         keep_weights: bool = True,
@@ -111,6 +114,7 @@ class Plans:
                 f"{', '.join([*first.inputs, *first.states]) or 'nothing'}"
             )
         self.layout: CacheLayout = layout
+        self.window = int(getattr(model, "window", 0))
         self.plans = plans
         self.functions: dict[int, _Function] = {}
         for plan in plans.values():
@@ -130,8 +134,13 @@ class Plans:
         return tuple(sorted(self.functions))
 
     @property
+    def telling(self) -> tuple[int, ...]:
+        """The query lengths of the functions that return logits, in ascending order."""
+        return tuple(each for each in self.query_lengths if self.functions[each].logits)
+
+    @property
     def vocabulary(self) -> int:
-        return next(iter(self.functions.values())).vocabulary
+        return next(function.vocabulary for function in self.functions.values() if function.logits)
 
     @property
     def candidates(self) -> int:
@@ -155,16 +164,24 @@ def _of_context(plan: Plan, layout: CacheLayout) -> bool:
     return all(not isinstance(shape[-1], int) or shape[-1] >= signature.context for shape in shapes if shape)
 
 
-def _compiled(model: Model | DeploymentSet, precision: Precision, keep_weights: bool, device: str) -> dict[str, Plan]:
+def _compiled(
+    model: Model | DeploymentSet | ClientSet, precision: Precision, keep_weights: bool, device: str
+) -> dict[str, Plan]:
     if isinstance(model, Model):
         return compile_all(model, precision=precision, keep_weights=keep_weights, device=device)
+    from milopt.sets.client import ClientSet, compile_client
     from milopt.sets.running import compile_set
 
+    if isinstance(model, ClientSet):
+        return compile_client(model, precision=precision, keep_weights=keep_weights, device=device)
     return compile_set(model, precision=precision, keep_weights=keep_weights, device=device)
 
 
 class _Function:
-    """One function's roles: which input is what, and where the logits come out. ``length`` tokens go in."""
+    """One function's roles: which input is what, and where the logits come out. ``length`` tokens go in.
+
+    ``logits`` is empty where the function returns nothing but what it writes to the cache.
+    """
 
     def __init__(self, plan: Plan, layout: CacheLayout, length: int) -> None:
         self.plan = plan
@@ -178,15 +195,21 @@ class _Function:
         unknown = [name for name in rest if rest[name] not in (self.tokens, self.positions)]
         if unknown:
             raise MiloptError(f"function {plan.function!r} has an input {unknown[0]!r} that a session can't provide")
-        self.logits = "logits" if "logits" in plan.outputs else self._only_output(plan, layout)
-        shape = plan.outputs[self.logits].shape or ()
+        self.only_last, self.rows, self.vocabulary = False, 0, 0
+        self.logits = "" if not plan.outputs else self._read_from(plan, layout)
+
+    def _read_from(self, plan: Plan, layout: CacheLayout) -> str:
+        """The output with the logits, whose shape is noted."""
+        logits, length = "logits" if "logits" in plan.outputs else self._only_output(plan, layout), self.length
+        shape = plan.outputs[logits].shape or ()
         rows = shape[-2] if len(shape) > 1 else None
         open_rows = layout.flexible and not isinstance(rows, int)
         if len(shape) < 2 or not isinstance(shape[-1], int) or (rows not in (length, 1) and not open_rows):
-            raise MiloptError(f"output {self.logits!r} of {plan.function!r} is not (1, {length}, vocabulary)")
+            raise MiloptError(f"output {logits!r} of {plan.function!r} is not (1, {length}, vocabulary)")
         self.only_last = rows == 1 and length > 1
         self.rows = 1 if self.only_last else length
         self.vocabulary = shape[-1]
+        return logits
 
     def _shape(self, info: ValueInfo) -> tuple[int, ...]:
         return self._layout.call_shape(info, self.length)
@@ -252,7 +275,7 @@ class Session:
 
     def __init__(
         self,
-        model: Model | DeploymentSet | Plans,
+        model: Model | DeploymentSet | ClientSet | Plans,
         *,
         precision: Precision = "declared",
         keep_weights: bool = True,
@@ -323,7 +346,7 @@ class Session:
                 if progress is not None:
                     progress(done, total)
             return rows[-1] if last_only else np.concatenate(rows)
-        for block in list(blocks(self.query_lengths, self.position, total, self.context, padded=not only_last)):
+        for block in self._blocks(total, last_only):
             rows.append(self._run(block, tokens[done : done + block.count], last_only))
             done += block.count
             if progress is not None:
@@ -332,6 +355,18 @@ class Session:
             return np.zeros((0, self.plans.vocabulary), np.float32)
         return rows[-1] if last_only or len(rows) == 1 else np.concatenate(rows)
 
+    def _blocks(self, total: int, last_only: bool) -> list[Block]:
+        """How the next ``total`` tokens are fed; those whose logits are wanted go where some come out."""
+        plans, start = self.plans, self.position
+        ahead: list[Block] = []
+        if last_only and total and len(plans.telling) < len(plans.functions):
+            # what is padded is written, too, which moves a cache that turns from ``window`` on
+            below = min(total - 1, max(0, plans.window - start)) if plans.window else total - 1
+            for count in (below, total - 1 - below):
+                ahead += blocks(plans.query_lengths, start, count, self.context, padded=not plans.window)
+                start, total = start + count, total - count
+        return [*ahead, *blocks(plans.telling, start, total, self.context, padded=not plans.only_last)]
+
     def _check_overflow(self) -> None:
         if self.overflow not in ("error", "shift", "ring"):
             raise MiloptError(f"overflow is error, shift or ring, not {self.overflow!r}")
@@ -339,6 +374,8 @@ class Session:
             layout = self.plans.layout
             if layout.flexible or layout.signature.rings or layout.signature.counts or layout.signature.prefix:
                 raise MiloptError("overflow=ring needs a cache whose slots are all given by number: use shift")
+            if self.plans.window:
+                raise MiloptError("overflow=ring needs a cache that does not turn by itself: use shift")
             if 1 not in self.plans.functions:
                 raise MiloptError("overflow=ring feeds single tokens, and no function of the model takes one")
 
@@ -362,6 +399,8 @@ class Session:
         outputs = self._caches.run(function.plan, self.position % self.context if turned else self.position, inputs)
         self.position += block.count
         self._fed += tokens
+        if not function.logits:
+            return np.zeros((0, self.plans.vocabulary), np.float32)
         logits = outputs[function.logits].reshape(-1, function.rows, function.vocabulary)[0]
         if function.only_last:
             return np.asarray(logits.cpu().numpy(), np.float32)

@@ -45,6 +45,9 @@ def contract(
     slices: Annotated[
         int | None, typer.Option(metavar="N", help="How many outputs the logits have: 16 for Qwen, else 8.")
     ] = None,
+    argmax: Annotated[
+        bool, typer.Option("--argmax", help="anemll: the head gives the largest logit of each slice and its place.")
+    ] = False,
     files: Annotated[
         Path | None,
         typer.Option("--source", metavar="MODEL", help="The model's folder, whose config and tokenizer are copied."),
@@ -58,7 +61,8 @@ def contract(
 ) -> None:
     """Write the folder that a client loads: packages under its names, and what it reads beside them.
 
-    anemll: embeddings, chunks with functions infer and prefill on one state, a head in slices, meta.yaml. coreml-llm:
+    anemll: embeddings, chunks with functions infer and prefill on one state, a head in slices, meta.yaml; with --argmax
+    the head chooses within each slice, which clients of Anemll 0.3.5 know, and takes no temperature. coreml-llm:
     one package that chooses the next token, written to by mask, model_config.json, hf_model/. The program has fixed
     shapes, a function for one token (anemll: and one for more), and one state (kv-to-state{layout=unified}). ANEMLL's
     clients load compiled packages, which macOS makes: xcrun coremlcompiler compile PKG DIR. `milopt check-contract DIR`
@@ -79,8 +83,10 @@ def contract(
     from milopt.sets.anemll_files import source_files
     from milopt.tables import table
 
-    cut = _Cut(count, max_bytes, at, batch_size, slices, prefix or "model")
+    cut = _Cut(count, max_bytes, at, batch_size, slices, prefix or "model", argmax)
     _check_destination(style, destination, cut, force=force)
+    if files is not None and not files.is_dir():
+        raise MiloptError(f"{files}: no such folder")
     carried = source_files(files) if files is not None else {}
     if files is not None and not carried:
         raise MiloptError(f"{files} has no config.json and no tokenizer")
@@ -118,6 +124,7 @@ class _Cut:
     batch: int | None
     slices: int | None
     prefix: str
+    argmax: bool
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,8 @@ def _check_destination(style: _Style, destination: Path, cut: _Cut, *, force: bo
         return
     if any(each is not None for each in (cut.count, cut.max_bytes, cut.at, cut.batch, cut.slices)):
         raise MiloptError("coreml-llm is one package of a function for one token: it is not cut, and takes no batch")
+    if cut.argmax:
+        raise MiloptError("--argmax is for anemll: the package of coreml-llm chooses the next token anyhow")
     check_destination(destination, force=force, marker=coreml_llm.CONFIG, what="CoreML-LLM folder")
 
 
@@ -158,6 +167,7 @@ def _anemll(model: Model, cut: _Cut, carried: Mapping[str, bytes]) -> _Made:
         batch=cut.batch,
         prefix=cut.prefix,
         slices=cut.slices,
+        argmax=cut.argmax,
         carried=carried,
     )
     hint = "clients load compiled packages: on macOS, xcrun coremlcompiler compile PKG DIR"

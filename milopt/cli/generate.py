@@ -16,14 +16,18 @@ if TYPE_CHECKING:
     from milopt.package import Model
     from milopt.sampling import Sampling
     from milopt.session import Session
-    from milopt.sets import DeploymentSet
+    from milopt.sets import ClientSet, DeploymentSet
 
 __all__ = ["generate"]
 
 
 def generate(
     package: Annotated[
-        Path, typer.Argument(metavar="PKG", help="A package that `milopt convert` made, or a set of `milopt chunk`.")
+        Path,
+        typer.Argument(
+            metavar="PKG",
+            help="A package that `milopt convert` made, a set of `milopt chunk`, or a folder of `milopt contract`.",
+        ),
     ],
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer this and leave; else chat.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 256,
@@ -42,7 +46,8 @@ def generate(
     """Let a package's model answer, here on this machine.
 
     Without --prompt it is a conversation: a line is a turn, and only what is new is fed to the model. `/reset` begins
-    anew, `/exit` (or the end of input) leaves, and Ctrl-C stops an answer.
+    anew, `/exit` (or the end of input) leaves, and Ctrl-C stops an answer. What clients of ANEMLL or CoreML-LLM load is
+    run as they do it. A program that gives the likeliest token alone takes no --temperature, --top-k and --top-p.
 
     Examples:
 
@@ -51,12 +56,15 @@ def generate(
     * milopt generate smollm2.mlpackage --temperature 0.7 --top-p 0.9 --seed 1
 
     * milopt generate smollm2-set/
+
+    * milopt generate anemll-Llama-3.2-1B/ --prompt "What is the capital of France?"
     """
     del debug
     from milopt.cli.console import steps
     from milopt.generate import Chat
     from milopt.sampling import Sampling
     from milopt.session import Session
+    from milopt.sets import ClientSet
 
     settings = Sampling(temperature, top_k, top_p, seed)
     with steps(verbose=verbose) as tell:
@@ -65,34 +73,37 @@ def generate(
         words = _tokenizer(model, tokenizer)
         tell("prepare the model")
         session = Session(model, keep_weights=True)
-        _check_sampling(settings, session)
+        _check_sampling(settings, session, "" if isinstance(model, ClientSet) else " (split-head)")
         chat = Chat(session, words, system=system, raw=raw)
-    talk = _Talk(chat, settings, max_tokens, verbose)
+    talk = _Talk(chat, settings, max_tokens, session.context, verbose)
     if prompt is not None:
         talk.say(prompt)
         return
     _converse(talk)
 
 
-def _check_sampling(sampling: Sampling, session: Session) -> None:
-    """MiloptError where the package does not give back what is to be drawn from."""
+def _check_sampling(sampling: Sampling, session: Session, why: str) -> None:
+    """MiloptError where the package does not give back what is to be drawn from; ``why`` says who made it so."""
     from milopt.errors import MiloptError
 
     given = session.plans.candidates
+    if given == 1 and not sampling.temperature and (sampling.top_k > 1 or sampling.top_p < 1):
+        raise MiloptError("the program gives the likeliest token alone: --top-k and --top-p have nothing to draw from")
     if sampling.temperature > 0 and given < min(sampling.top_k or session.plans.vocabulary, session.plans.vocabulary):
         tokens = "the likeliest token alone" if given == 1 else f"the {given} likeliest tokens"
         wanted = "--temperature 0" if given == 1 else f"--top-k {given} or fewer, or --temperature 0"
-        raise MiloptError(f"the package gives {tokens} (split-head): take {wanted}")
+        raise MiloptError(f"the package gives {tokens}{why}: take {wanted}")
 
 
 class _Talk:
     """Prints answers as they come."""
 
-    def __init__(self, chat: Chat, sampling: Sampling, max_tokens: int, verbose: bool) -> None:
+    def __init__(self, chat: Chat, sampling: Sampling, max_tokens: int, context: int, verbose: bool) -> None:
         self.chat = chat
         self._sampling = sampling
         self._max_tokens = max_tokens
         self._verbose = verbose
+        self._context = context
 
     def say(self, text: str) -> None:
         """Stream the answer to ``text`` to stdout. A KeyboardInterrupt passes through, after a line's end."""
@@ -104,6 +115,8 @@ class _Talk:
         finally:
             if answer.tokens:
                 print(flush=True)
+            if answer.stop == "context":
+                print(f"(the context of {self._context} tokens is full)", file=sys.stderr, flush=True)
             if self._verbose:
                 print(_summary(answer), file=sys.stderr, flush=True)
 
@@ -152,24 +165,29 @@ def _summary(answer: Answer) -> str:
     )
 
 
-def _load(path: Path) -> Model | DeploymentSet:
+def _load(path: Path) -> Model | DeploymentSet | ClientSet:
     from milopt import package, sets
 
-    return sets.load(path) if sets.is_set(path) else package.load(path)
+    if sets.is_set(path):
+        return sets.load(path)
+    return sets.load_client(path) if sets.client_style(path) is not None else package.load(path)
 
 
-def _tokenizer(model: Model | DeploymentSet, folder: Path | None) -> Any:
+def _tokenizer(model: Model | DeploymentSet | ClientSet, folder: Path | None) -> Any:
     from milopt.huggingface import Tokenizer, TokenizerError
+    from milopt.sets import ClientSet
 
     if folder is not None:
         _attach(model, folder)
     try:
         return Tokenizer.from_attachments(model.attachments)
     except TokenizerError as error:
+        if isinstance(model, ClientSet) and not model.attachments:
+            raise TokenizerError("the folder has no tokenizer.json: name one that has with --tokenizer") from error
         raise TokenizerError(f"{error}; name a folder that has one with --tokenizer") from error
 
 
-def _attach(model: Model | DeploymentSet, folder: Path) -> None:
+def _attach(model: Model | DeploymentSet | ClientSet, folder: Path) -> None:
     """Put the tokenizer of a transformers folder into ``model``, in memory only."""
     from types import SimpleNamespace
 

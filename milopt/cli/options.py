@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from milopt.cli.console import Settings
+from milopt.enclosing import enclosing
 from milopt.errors import MiloptError
 
 __all__ = [
@@ -136,6 +137,8 @@ def check_output(path: Path, *, force: bool) -> None:
     parent = path.absolute().parent
     if not parent.is_dir():
         raise MiloptError(f"{path}: the folder {parent} does not exist")
+    if (whole := enclosing(path)) is not None:
+        raise MiloptError(f"{path} is inside {whole}, which another file would break")
     # a folder without a single write bit is meant to stay as it is, though the superuser could write there
     if not parent.stat().st_mode & 0o222 or not os.access(parent, os.W_OK | os.X_OK):
         raise MiloptError(f"{path}: the folder {parent} is read-only")

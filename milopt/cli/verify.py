@@ -22,7 +22,9 @@ class Rounded(str, Enum):
 
 def verify(
     before: Annotated[Path, typer.Argument(metavar="A", help="The original package.")],
-    after: Annotated[Path, typer.Argument(metavar="B", help="The package that should compute the same.")],
+    after: Annotated[
+        Path, typer.Argument(metavar="B", help="The package, or set of `milopt chunk`, that should compute the same.")
+    ],
     trials: Annotated[int, typer.Option(min=1, help="How many sets of random inputs to try.")] = 3,
     rtol: Annotated[
         float, typer.Option(min=0, help="Largest difference, relative to an output's largest value.")
@@ -47,7 +49,7 @@ def verify(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random inputs.")] = 0,
     debug: Debug = False,
 ) -> None:
-    """Run two packages on the same inputs and say where they first differ.
+    """Run two packages, or a package and a set, on the same inputs and say where they first differ.
 
     Both run in float64, so that only a difference in the algebra shows. Exit status: 0 when none was found, 1 when
     one was, 2 for bad input.
@@ -56,11 +58,14 @@ def verify(
 
     * milopt verify in.mlpackage out.mlpackage
 
+    * milopt verify in.mlpackage set/
+
     * milopt verify in.mlpackage palettized.mlpackage --min-snr 20 --min-top1 0.9
 
     * milopt verify in.mlpackage safe.mlpackage --safe-in declared --safe-in declared-strict
     """
     del debug
+    from milopt import sets
     from milopt.cli.console import output, steps
     from milopt.errors import MiloptError
     from milopt.metrics import Exact, Lossy
@@ -69,12 +74,20 @@ def verify(
 
     if safe_in and min_snr is not None:
         raise MiloptError("--safe-in judges exact rewrites: leave out --min-snr")
+    if sets.is_set(after) and (safe_in or function is not None):
+        raise MiloptError(f"{after} is a set, of which all functions are compared: leave out --function and --safe-in")
+    if (style := sets.client_style(after)) is not None:
+        how = f"milopt check-contract {after} --style {style} --reference {before}"
+        raise MiloptError(f"{after} is a client's folder, which is held against a package by {how}")
     metric = Exact(rtol, tuple(each.value for each in safe_in or ())) if min_snr is None else Lossy(min_snr, min_top1)
     with steps() as tell:
         tell(f"load {before.name} and {after.name}")
-        one, other = load(before), load(after)
+        one, other = load(before), sets.load(after) if sets.is_set(after) else load(after)
         tell(f"compare, {trials} trials")
-        verdict = compare(one, other, trials=trials, metric=metric, seed=seed, function=function)
+        if isinstance(other, sets.DeploymentSet):
+            verdict = sets.verify(one, other, trials=trials, metric=metric, seed=seed)
+        else:
+            verdict = compare(one, other, trials=trials, metric=metric, seed=seed, function=function)
     output().print(str(verdict), markup=False)
     if not verdict:
         raise typer.Exit(1)

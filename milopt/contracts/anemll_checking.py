@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from milopt.contracts.anemll_client import AnemllCalls, Calls, DecoderCalls, answered, check_sizes, followed, package_of
+from milopt.contracts.anemll_config import config_finding
+from milopt.contracts.anemll_head import head_words
 from milopt.contracts.anemll_interface import interface_findings
 from milopt.contracts.anemll_reading import AnemllFolder, Parameters, read_folder
+from milopt.contracts.anemll_verdicts import LOOP, alike, declared, held
+from milopt.contracts.anemll_windows import conversations
 from milopt.contracts.clients import Logits
-from milopt.contracts.comparing import CLOSE, SAME, difference, is_compressed, not_finite, same_tokens, ties
+from milopt.contracts.comparing import is_compressed
 from milopt.contracts.findings import Finding, Findings
 from milopt.errors import EvaluationError, MiloptError
 from milopt.package import Model
 from milopt.sets.anemll import AnemllSet
-from milopt.sets.anemll_files import CONFIG
-from milopt.sets.deployment import interface
-from milopt.sets.roles import decoder_of
+from milopt.sets.roles import Decoder, decoder_of
 
 __all__ = ["STYLE", "check_anemll", "compare_with"]
 
 Tell: TypeAlias = Callable[[str], None]
 STYLE = "anemll"
-_LOOP, _BLOCKS = "the client's loop", "the prompt in blocks"
 
 
 def check_anemll(
@@ -57,32 +58,10 @@ def check_anemll(
     made, found = read_folder(root)
     if made is not None:
         found += interface_findings(made)
-        found.append(_config(root, made))
+        found.append(config_finding(root, made))
         if all(each.passed or each.check.startswith(("metadata", "file")) for each in found):
             found += _conversations(made, reference, pickles, tokens, agreement, seed, say)
     return Findings(root.name, STYLE, tuple(found))
-
-
-def _config(root: Path, made: AnemllFolder) -> Finding:
-    """What ``config.json`` says of the model must be what the packages are."""
-    try:
-        config: Any = json.loads((root / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        return Finding(CONFIG, False, f"it can't be read: {' '.join(str(error).split())}")
-    if not isinstance(config, dict):
-        return Finding(CONFIG, False, "it is no mapping")
-    said = cast("dict[str, Any]", config)
-    states = interface(made.chunks[0], "prefill")["states"] if "prefill" in made.chunks[0].functions else {}
-    shape = next(iter(states.values()), ["", None, None, None, None])
-    words = [kind[-1] for kind in interface(made.head, made.head.default_function)["outputs"].values()]
-    known: dict[str, Any] = {
-        "num_hidden_layers": shape[1] // 2 if len(shape) > 1 and isinstance(shape[1], int) else None,
-        "vocab_size": sum(words) if all(isinstance(each, int) for each in words) else None,
-    }
-    for key, value in known.items():
-        if value is not None and key in said and said[key] != value:
-            return Finding(CONFIG, False, f"{key} is {said[key]!r:.50}, and the packages have {value}")
-    return Finding(CONFIG, True, ", ".join(f"{key} {said[key]}" for key in known if key in said) or "says nothing")
 
 
 def _conversations(
@@ -90,54 +69,80 @@ def _conversations(
 ) -> list[Finding]:
     say("prepare the packages")
     sizes, calls = made.parameters, AnemllCalls(made, "float64")
-    prompt, count = _lengths(sizes, tokens)
-    words = _words(made)
+    rounded = AnemllCalls(made, "declared")
+    words, whole = head_words(made), _whole(reference, sizes)
+    slices = sizes.layout if sizes.argmax else ()
     found: list[Finding] = []
     try:
-        given, wanted, whose = _asked(calls, sizes, words, reference, pickles, prompt, count, seed, say)
-        say("a conversation: the prompt in blocks")
-        calls.reset()
-        plain = followed(calls, given, prompt, sizes.context, sizes.batch, blocks=True)
-        found.append(_held(_LOOP, plain, wanted, whose, agreement, compressed=_compressed(made)))
-        say("a conversation: token by token")
-        calls.reset()
-        single = followed(calls, given, prompt, sizes.context, sizes.batch, blocks=False)
-        found.append(_alike(plain, single))
-        say("a conversation in the declared precision")
-        rounded = AnemllCalls(made, "declared")
-        found.append(_declared(followed(rounded, given, prompt, sizes.context, sizes.batch, blocks=True), plain))
+        lengths = _lengths(sizes, tokens, whole)
+        for prompt, count in lengths:
+            known = len(found)
+            given, wanted, whose = _asked(calls, sizes, words, reference, whole, pickles, prompt, count, seed, say)
+            say("a conversation: the prompt in blocks")
+            plain = _followed(calls, given, prompt, sizes)
+            found.append(held(plain, wanted, whose, agreement, compressed=_compressed(made), slices=slices))
+            say("a conversation: token by token")
+            found.append(alike(plain, _followed(calls, given, prompt, sizes, blocks=False), slices=slices))
+            say("a conversation in the declared precision")
+            found.append(declared(_followed(rounded, given, prompt, sizes), plain, slices=slices))
+            if len(lengths) > 1:
+                found[known:] = [replace(each, check=f"{each.check}, {prompt} tokens") for each in found[known:]]
     except EvaluationError as error:
-        found.append(Finding(_LOOP, False, f"the client's call fails: {error}"))
+        found.append(Finding(LOOP, False, f"the client's call fails: {error}"))
     return found
 
 
 def compare_with(model: Model, made: AnemllSet, *, tokens: int = 16, seed: int = 0) -> Finding:
     """Whether the set answers as the program that it was cut from, in float64."""
-    sizes = Parameters(made.context, made.batch, len(made.chunks), made.slices, made.prefix, made.bits)
+    sizes = Parameters(
+        made.context,
+        made.batch,
+        len(made.chunks),
+        made.slices,
+        made.prefix,
+        made.bits,
+        argmax=made.argmax,
+        sizes=made.words,
+        window=made.window,
+    )
     folder = AnemllFolder(sizes, made.embeddings, made.chunks, made.head)
-    prompt, count = _lengths(sizes, tokens)
-    start = [int(each) for each in np.random.default_rng(seed).integers(_words(folder), size=prompt)]
-    whole = DecoderCalls(model, decoder_of(model, batch=made.batch), "float64")
-    given = answered(whole, start, count, sizes.context, sizes.batch)
-    whole.reset()
-    wanted = followed(whole, given, prompt, sizes.context, sizes.batch, blocks=True)
-    got = followed(AnemllCalls(folder, "float64"), given, prompt, sizes.context, sizes.batch, blocks=True)
-    return _held(_LOOP, got, wanted, "the package", 1.0, compressed=False)
+    whole, calls = DecoderCalls(model, _decoder(model, sizes), "float64"), AnemllCalls(folder, "float64")
+    got: list[Logits] = []
+    wanted: list[Logits] = []
+    for prompt, count in _lengths(sizes, tokens, whole):
+        start = [int(each) for each in np.random.default_rng(seed).integers(head_words(folder), size=prompt)]
+        whole.reset()
+        given = answered(whole, start, count, sizes.context, sizes.batch, padded=not sizes.window)
+        wanted.append(_followed(whole, given, prompt, sizes))
+        got.append(_followed(calls, given, prompt, sizes))
+    slices = made.words if made.argmax else ()
+    return held(np.concatenate(got), np.concatenate(wanted), "the package", 1.0, compressed=False, slices=slices)
 
 
-def _lengths(sizes: Parameters, tokens: int) -> tuple[int, int]:
-    """How long the prompt is, more than a block where there is room, and how many tokens follow."""
-    prompt = max(1, min(sizes.batch + 2, sizes.context // 2))
-    count = min(tokens, sizes.context - 1 - prompt)
-    if count < 1:
+def _decoder(model: Model, sizes: Parameters) -> Decoder:
+    return decoder_of(model, batch=sizes.batch, windows=True)
+
+
+def _whole(reference: Any | None, sizes: Parameters) -> DecoderCalls | None:
+    """Conversations with the reference, where it is a package."""
+    model = package_of(reference)
+    return DecoderCalls(model, _decoder(model, sizes), "float64") if model is not None else None
+
+
+def _followed(calls: Calls, tokens: Sequence[int], prompt: int, sizes: Parameters, *, blocks: bool = True) -> Logits:
+    """The logits of another conversation; the client that knows windows does not pad a prompt's last block."""
+    calls.reset()
+    return followed(calls, tokens, prompt, sizes.context, sizes.batch, blocks=blocks, padded=not sizes.window)
+
+
+def _lengths(sizes: Parameters, tokens: int, whole: DecoderCalls | None) -> list[tuple[int, int]]:
+    """How long prompts are, and how many tokens follow each."""
+    known = whole.decoder.window if whole is not None else None
+    window = sizes.window or (known.tokens if known is not None else 0)
+    found = conversations(sizes.context, sizes.batch, window, tokens)
+    if not found:
         raise MiloptError(f"a context of {sizes.context} has no room for a conversation")
-    return prompt, count
-
-
-def _words(made: AnemllFolder) -> int:
-    """The size of the vocabulary."""
-    outputs = interface(made.head, made.head.default_function)["outputs"]
-    return sum(int(kind[-1]) for kind in outputs.values())
+    return found
 
 
 def _compressed(made: AnemllFolder) -> bool:
@@ -149,6 +154,7 @@ def _asked(
     sizes: Parameters,
     words: int,
     reference: Any | None,
+    whole: DecoderCalls | None,
     pickles: bool,
     prompt: int,
     count: int,
@@ -157,57 +163,21 @@ def _asked(
 ) -> tuple[Sequence[int], Logits | None, str]:
     """The tokens of the conversation, the logits that are right where somebody knows, and who does."""
     start = [int(each) for each in np.random.default_rng(seed).integers(words, size=prompt)]
+    padded = not sizes.window
     if reference is None:
         say("ask the set")
-        return answered(calls, start, count, sizes.context, sizes.batch), None, ""
-    model = package_of(reference)
-    if model is not None:
+        calls.reset()
+        return answered(calls, start, count, sizes.context, sizes.batch, padded=padded), None, ""
+    if whole is not None:
         say("ask the package")
-        decoder = decoder_of(model, batch=sizes.batch)
-        whole = DecoderCalls(model, decoder, "float64")
-        check_sizes(whole, decoder, sizes.context, words)
-        given = answered(whole, start, count, sizes.context, sizes.batch)
-        whole.reset()
-        return given, followed(whole, given, prompt, sizes.context, sizes.batch, blocks=True), "the package"
+        check_sizes(whole, whole.decoder, sizes.context, words)
+        given = answered(whole, start, count, sizes.context, sizes.batch, padded=padded)
+        return given, _followed(whole, given, prompt, sizes), "the package"
     from milopt.contracts.reference import answer
 
     say("ask the reference")
     told = answer(reference, prompt, count, context=sizes.context, vocabulary=words, seed=seed, pickles=pickles)
     return told.tokens, told.logits[prompt - 1 :], "transformers"
-
-
-def _held(check: str, got: Logits, wanted: Logits | None, whose: str, agreement: float, *, compressed: bool) -> Finding:
-    if (what := not_finite(got)) is not None:
-        return Finding(check, False, what)
-    if wanted is None:
-        return Finding(check, True, f"{len(got)} tokens of an answer: what the others are held against")
-    off, first = difference(got, wanted)
-    same = same_tokens(got, wanted, 1)
-    text = f"{int(same.sum())} of {len(same)} tokens as {whose}, off by {off:.2g} of the largest logit"
-    if whose == "transformers":
-        alike = same | ties(got, wanted, 1)
-        passed = float(alike.mean()) >= agreement and (off <= CLOSE or compressed)
-    else:
-        passed = off <= SAME
-    return Finding(check, passed, text if passed else f"{text}, first at token {first}")
-
-
-def _alike(got: Logits, single: Logits) -> Finding:
-    if (what := not_finite(single)) is not None:
-        return Finding(_BLOCKS, False, what)
-    off, first = difference(got, single)
-    if off <= SAME:
-        return Finding(_BLOCKS, True, f"as token by token, off by {off:.1g} of the largest logit")
-    text = f"off by {off:.2g} of the largest logit from token by token, first at token {first}"
-    return Finding(_BLOCKS, False, f"{text}: prefill and infer compute different things, or keep other keys")
-
-
-def _declared(got: Logits, plain: Logits) -> Finding:
-    check = "declared precision"
-    if (what := not_finite(got)) is not None:
-        return Finding(check, False, f"{what} (milopt lint-numerics says where)")
-    same = same_tokens(got, plain, 1)
-    return Finding(check, True, f"finite; {int(same.sum())} of {len(same)} tokens as without rounding")
 
 
 def _say_nothing(_: str) -> None:

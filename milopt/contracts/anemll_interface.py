@@ -1,4 +1,4 @@
-"""What can be checked of a set in ANEMLL's form without running it: functions, names, types, shapes, the one state."""
+"""What can be checked of a set in ANEMLL's form without running it: functions, names, types, shapes, the states."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from milopt.contracts.anemll_head import head_finding
 from milopt.contracts.anemll_reading import AnemllFolder
+from milopt.contracts.anemll_states import function_names, state_findings
 from milopt.contracts.findings import Finding
 from milopt.errors import PackageError
 from milopt.inspection.functions import facts_of
@@ -18,9 +20,6 @@ from milopt.sets.deployment import interface
 __all__ = ["interface_findings"]
 
 _FIRST = Target.iOS18
-_FUNCTIONS = ("infer", "prefill")
-# coremltools writes the buffer model.model.kv_cache_0 like this, since a dot is no part of an identifier.
-_STATES = ("model_model_kv_cache_0", "model.model.kv_cache_0")
 _KEYS = ("context_length", "batch_size", "num_chunks")
 
 
@@ -33,8 +32,8 @@ def interface_findings(folder: AnemllFolder) -> list[Finding]:
     found.append(finding)
     for name, model in zip(names[1:-1], folder.chunks, strict=True):
         found += _chunk(folder, name, model, width)
-    found += _states(folder, names[1:-1])
-    found.append(_head(folder, names[-1], width))
+    found += state_findings(folder, names[1:-1])
+    found.append(head_finding(folder, names[-1], width))
     for at, (name, model) in enumerate(zip(names, models, strict=True)):
         found += _metadata(folder, name, model, at if 0 < at < len(models) - 1 else 0)
     return found
@@ -83,8 +82,8 @@ def _shapes(model: Model, function: str) -> set[tuple[int, ...]]:
 
 def _chunk(folder: AnemllFolder, name: str, model: Model, width: int | None) -> Iterator[Finding]:
     context, batch = folder.parameters.context, folder.parameters.batch
-    for function in _FUNCTIONS:
-        check, length = f"{function} of {name}", 1 if function == "infer" else batch
+    for function in function_names(folder):
+        check, length = f"{function} of {name}", 1 if function.startswith("infer") else batch
         if function not in model.functions:
             yield Finding(check, False, f"there is no such function: it has {', '.join(model.functions)}")
             continue
@@ -121,71 +120,17 @@ def _wrong(
     return found
 
 
-def _states(folder: AnemllFolder, names: list[str]) -> Iterator[Finding]:
-    """The client makes one state, of the first chunk's prefill, and hands it to every chunk and function."""
-    first: tuple[str, list[Any]] | None = None
-    for name, model in zip(names, folder.chunks, strict=True):
-        for function in _FUNCTIONS:
-            if function not in model.functions:
-                continue
-            check, states = f"state of {function} of {name}", interface(model, function)["states"]
-            if len(states) != 1:
-                text = f"it has {len(states)} states, {_listed(states)}: the client keeps one for all chunks"
-                yield Finding(check, False, text)
-                continue
-            (state,) = states.items()
-            if first is None:
-                first = state
-                yield _state(folder, check, state)
-            elif state != first:
-                text = f"{state[0]} {_text(state[1])}, and {names[0]} has {first[0]} {_text(first[1])}: the client"
-                yield Finding(check, False, f"{text} makes one state, of the first chunk's, for all")
-            else:
-                yield Finding(check, True, "as the first chunk's")
-
-
-def _state(folder: AnemllFolder, check: str, state: tuple[str, list[Any]]) -> Finding:
-    name, (kind, *shape) = state
-    if kind != "fp16" or len(shape) != 4 or shape[0] % 2:
-        return Finding(check, False, f"{name} is {kind} {shape}, not fp16 (2 layers, heads, context, size)")
-    if shape[2] < folder.parameters.context:
-        text = f"{name} has {shape[2]} slots, and the client goes on up to {folder.parameters.context}"
-        return Finding(check, False, text)
-    if name not in _STATES:
-        return Finding(check, False, f"it is called {name}, and some clients look for {_STATES[0]}")
-    return Finding(check, True, f"{name} {kind} {shape}: {shape[0] // 2} layers")
-
-
-def _head(folder: AnemllFolder, name: str, width: int | None) -> Finding:
-    known = interface(folder.head, folder.head.default_function)
-    wrong = _wrong("input", known["inputs"], {"hidden_states": ["fp16", 1, 1, width]})
-    if wrong:
-        return Finding(name, False, wrong[0])
-    outputs, slices = known["outputs"], folder.parameters.slices
-    numbered = [f"logits{at}" for at in range(1, slices + 1)]
-    missing = [each for each in numbered if each not in outputs]
-    more = [each for each in outputs if each not in numbered]
-    if "output_logits" in outputs and len(outputs) == 1:
-        numbered = ["output_logits"]
-    elif missing or more:
-        text = f"it gives {_listed(outputs)}, and meta.yaml says {slices} slices: the client joins logits1 to"
-        return Finding(name, False, f"{text} logits{slices}, and nothing else")
-    for each in numbered:
-        kind, *shape = outputs[each]
-        if kind != "fp16" or len(shape) != 3 or shape[:2] != [1, 1]:
-            return Finding(name, False, f"{each} is {kind} {shape}, not fp16 (1, 1, words)")
-    words = sum(outputs[each][-1] for each in numbered)
-    return Finding(name, True, f"hidden_states fp16 (1, 1, {width}) -> {words} logits in {len(numbered)} outputs")
-
-
 def _metadata(folder: AnemllFolder, name: str, model: Model, chunk: int) -> Iterator[Finding]:
     said = folder.parameters
-    wanted = dict(zip(_KEYS, map(str, (said.context, said.batch, said.chunks)), strict=True))
+    wanted: dict[str, str] = dict(zip(_KEYS, map(str, (said.context, said.batch, said.chunks)), strict=True))
+    functions = function_names(folder)
     if chunk:
-        wanted |= {"chunk_no": str(chunk), "functions": ",".join(_FUNCTIONS)}
+        wanted |= {"chunk_no": str(chunk), "functions": ",".join(functions)}
+    if said.argmax and model is folder.head:
+        wanted["argmax_in_model"] = "true"
     for key, value in wanted.items():
         own = model.metadata.get(f"com.anemll.{key}")
-        if key == "functions" and own is not None and set(own.split(",")) == set(_FUNCTIONS):
+        if key == "functions" and own is not None and set(own.split(",")) == set(functions):
             continue
         if own != value:
             text = "it is not there" if own is None else f"it is {own!r}"

@@ -15,6 +15,7 @@ from milopt.contracts.findings import Finding
 from milopt.errors import MiloptError
 from milopt.package import Model, load
 from milopt.sets.anemll_files import CLIENT_FILES, CONFIG, META, TOKENIZER, TOKENIZER_CONFIG, package_names
+from milopt.sets.manifests import MANIFEST
 
 __all__ = ["AnemllFolder", "Parameters", "read_folder"]
 
@@ -25,11 +26,17 @@ _BITS = ("lut_embeddings", "lut_ffn", "lut_lmhead")
 # Names are made of these, one of each chunk and slice: more are no model's.
 _MOST = {"num_chunks": 999, "split_lm_head": 999}
 _LONGEST = 100
+_GEMMA = 512
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What ``meta.yaml`` says; ``bits`` are those of the embeddings', the layers' and the head's tables, 0 for none."""
+    """What ``meta.yaml`` says; ``bits`` are those of the embeddings', the layers' and the head's tables, 0 for none.
+
+    With ``argmax`` the head gives the largest logit of each of ``slices`` and its place there; ``words`` is the size of
+    the vocabulary, and ``sizes`` are those of its slices, 0 and empty where nothing is said. From position ``window``
+    on the client calls other functions, where it is not 0.
+    """
 
     context: int
     batch: int
@@ -37,6 +44,18 @@ class Parameters:
     slices: int
     prefix: str
     bits: tuple[int, int, int]
+    argmax: bool = False
+    words: int = 0
+    sizes: tuple[int, ...] = ()
+    window: int = 0
+
+    @property
+    def layout(self) -> tuple[int, ...]:
+        """The slices' sizes as the client takes them to be; empty where it would guess (chat.py of Anemll 0.3.5)."""
+        if len(self.sizes) == self.slices:
+            return self.sizes
+        size, longer = divmod(self.words, self.slices)
+        return tuple(size + (at < longer) for at in range(self.slices)) if self.words else ()
 
     @property
     def names(self) -> list[str]:
@@ -85,6 +104,8 @@ def _meta(folder: Path) -> tuple[Parameters, str]:
     if not isinstance(known, dict):
         raise MiloptError(f"{file} has no model_info: parameters:, where the client looks for everything")
     params = cast("dict[str, Any]", known)
+    if "monolithic_model" in params or said["model_info"].get("model_type") == "monolithic":
+        raise MiloptError(f"{file} is of ANEMLL's form in one package, and milopt reads the one in chunks")
     numbers = {key: _number(file, params, key) for key in _NUMBERS}
     bits = tuple(0 if params.get(key, "none") in ("none", None) else _number(file, params, key) for key in _BITS)
     slices = _number(file, params, "split_lm_head") if "split_lm_head" in params else 8
@@ -94,10 +115,42 @@ def _meta(folder: Path) -> tuple[Parameters, str]:
         raise MiloptError(f"{file}: the prefix {prefix[:_LONGEST]!r} is no beginning of a file name")
     first, second, third = bits
     made = Parameters(
-        numbers["context_length"], numbers["batch_size"], numbers["num_chunks"], slices, prefix, (first, second, third)
+        numbers["context_length"],
+        numbers["batch_size"],
+        numbers["num_chunks"],
+        slices,
+        prefix,
+        (first, second, third),
+        bool(params.get("argmax_in_model")),
+        0 if params.get("vocab_size") is None else _number(file, params, "vocab_size"),
+        _sizes(file, params.get("lm_head_chunk_sizes")),
+        _window(file, params, prefix, numbers["context_length"]),
     )
-    text = f"context {made.context}, batch {made.batch}, {made.chunks} chunks, logits in {made.slices} slices"
+    logits = "the largest" if made.argmax else "logits"
+    text = f"context {made.context}, batch {made.batch}, {made.chunks} chunks, {logits} in {made.slices} slices"
     return made, text
+
+
+def _window(file: Path, params: Mapping[str, Any], prefix: str, context: int) -> int:
+    """From which position on the client turns its caches: it takes Gemma 3's window for granted (Anemll 0.3.5)."""
+    told = _number(file, params, "sliding_window") if params.get("sliding_window") is not None else 0
+    window = told or (_GEMMA if prefix.lower().startswith("gemma3") else 0)
+    return window if window < context else 0
+
+
+def _sizes(file: Path, said: Any) -> tuple[int, ...]:
+    """``lm_head_chunk_sizes``: a list of numbers, or a text of them with commas between."""
+    if said is None:
+        return ()
+    each: Any = said.strip("[] ").split(",") if isinstance(said, str) else said
+    if not isinstance(each, list):
+        raise MiloptError(f"{file}: lm_head_chunk_sizes is no list of numbers")
+    sizes = map(_plain, cast("Any", each)[: _MOST["split_lm_head"] + 1])
+    return tuple(_number(file, {"lm_head_chunk_sizes": size}, "lm_head_chunk_sizes") for size in sizes)
+
+
+def _plain(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
 
 
 def _number(file: Path, params: Mapping[str, Any], key: str) -> int:
@@ -126,7 +179,7 @@ def _files(folder: Path, parameters: Parameters) -> Iterator[Finding]:
         else:
             yield Finding(f"file {name}", False, "it is missing: the client finds no tokenizer and stops")
     compiled = {name.replace(".mlpackage", ".mlmodelc") for name in wanted}
-    known = {*wanted, *compiled, META, *CLIENT_FILES, *_HARMLESS}
+    known = {*wanted, *compiled, META, MANIFEST, *CLIENT_FILES, *_HARMLESS}
     for each in sorted(folder.iterdir()):
         if each.name not in known:
             yield Finding(f"file {each.name}", False, f"{META} does not lead to it: it is not of this set")

@@ -2,72 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from milopt.contracts.anemll_client import DecoderCalls, causal_rows, check_sizes, package_of
-from milopt.contracts.clients import Logits
 from milopt.contracts.comparing import CLOSE, SAME, is_compressed
+from milopt.contracts.coreml_llm_client import Asked, asked, said, vocabulary
+from milopt.contracts.coreml_llm_interface import interface_findings
+from milopt.contracts.coreml_llm_reading import file_findings, read_config, settings_findings
 from milopt.contracts.findings import Finding, Findings
 from milopt.errors import EvaluationError, MiloptError
-from milopt.interpreter import Plan, Precision, State, compile
-from milopt.mil import Target
 from milopt.package import Model, load
-from milopt.sets.coreml_llm import CONFIG, PACKAGE, STATE, TOKENIZER_FOLDER, UPDATE, Monolith
-from milopt.sets.deployment import interface
-from milopt.sets.roles import decoder_of
+from milopt.sets.coreml_llm import PACKAGE, Monolith
 
-__all__ = ["STYLE", "Choice", "check_coreml_llm", "compare_monolith", "said"]
+__all__ = ["STYLE", "check_coreml_llm", "compare_monolith"]
 
 Tell: TypeAlias = Callable[[str], None]
 STYLE = "coreml-llm"
 _LOOP = "the client's loop"
-_PROMPT = 6
-_HARMLESS = frozenset({".DS_Store", "README.md", "LICENSE", ".gitattributes", "model.mlmodelc", "vision.mlpackage"})
-_NUMBERS = ("hidden_size", "context_length", "vocab_size", "eos_token_id")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What one call gives: the likeliest next token, and its logit."""
-
-    token: int
-    logit: float
-
-
-def said(model: Model, tokens: Sequence[int], prompt: int, precision: Precision, count: int = 0) -> list[Choice]:
-    """What the package chooses after each of ``tokens`` from the last of the ``prompt`` on, all on one state, one by
-    one; ``count`` more of its own follow.
-
-    EvaluationError where a call fails, or a choice is no token.
-    """
-    plan = compile(model, precision=precision)
-    context = _context(plan)
-    state, found = State(plan.states), list[Choice]()
-    fed, place = list(tokens), 0
-    while place < len(fed):
-        update: Any = np.zeros((1, 1, context, 1), np.float16)
-        update[0, 0, min(place, context - 1), 0] = 1
-        inputs: dict[str, Any] = {
-            "input_ids": np.array([[fed[place]]], np.int32),
-            "position_ids": np.array([place], np.int32),
-            "causal_mask": causal_rows(place, 1, context),
-            UPDATE: update,
-        }
-        given = plan.run(inputs, state)
-        if place >= prompt - 1:
-            choice = Choice(int(given["token_id"].flatten()[0]), float(given["token_logit"].flatten()[0]))
-            found.append(choice)
-            if len(found) <= count:
-                fed.append(choice.token)
-        place += 1
-    return found
 
 
 def check_coreml_llm(
@@ -91,11 +46,11 @@ def check_coreml_llm(
     if tokens < 1:
         raise MiloptError(f"a conversation has one token at least, not {tokens}")
     say("look at the files")
-    config = _config(root)
-    found = [*_files(root), *_settings(config)]
+    config = read_config(root)
+    found = [*file_findings(root), *settings_findings(root, config)]
     if (root / PACKAGE).is_dir():
         model = load(root / PACKAGE)
-        own = list(_interface(model, config))
+        own = list(interface_findings(model, config))
         found += own
         if all(each.passed for each in own):
             say("a conversation")
@@ -105,103 +60,17 @@ def check_coreml_llm(
 
 def compare_monolith(model: Model, made: Monolith, *, tokens: int = 16, seed: int = 0) -> Finding:
     """Whether the package chooses what the program it was made of does, in float64."""
-    return _held(made.model, *_asked(made.model, model, False, tokens, seed), agreement=1.0)
-
-
-def _config(root: Path) -> dict[str, Any]:
-    if not root.is_dir():
-        raise MiloptError(f"{root}: there is no such folder")
-    file = root / CONFIG
-    if not file.is_file():
-        raise MiloptError(f"{root} is no CoreML-LLM folder: it has no {CONFIG}")
-    try:
-        config: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise MiloptError(f"{file} can't be read: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
-        raise MiloptError(f"{file} is no mapping")
-    return cast("dict[str, Any]", config)
-
-
-def _files(root: Path) -> Iterator[Finding]:
-    if (root / PACKAGE).is_dir():
-        yield Finding(f"file {PACKAGE}", True, "there; the client compiles it when it loads it")
-    else:
-        yield Finding(f"file {PACKAGE}", False, "it is missing: the client finds no model and stops")
-    tokenizer = root / TOKENIZER_FOLDER / "tokenizer.json"
-    if tokenizer.is_file():
-        yield Finding(f"file {TOKENIZER_FOLDER}/tokenizer.json", True, "there")
-    else:
-        text = "it is missing: the client finds no tokenizer and stops"
-        yield Finding(f"file {TOKENIZER_FOLDER}/tokenizer.json", False, text)
-    for each in sorted(root.iterdir()):
-        if each.name not in (PACKAGE, CONFIG, TOKENIZER_FOLDER, *_HARMLESS):
-            yield Finding(f"file {each.name}", False, "the client does not look for it: it is not of this folder")
-
-
-def _settings(config: dict[str, Any]) -> Iterator[Finding]:
-    """Numbers that the client would else take for those of Gemma 4 (ModelConfig.swift)."""
-    for key in _NUMBERS:
-        value = config.get(key)
-        if isinstance(value, int) and not isinstance(value, bool):
-            yield Finding(f"{key} of {CONFIG}", True, str(value))
-        else:
-            text = "it is not there" if key not in config else f"it is {value!r:.50}, no number"
-            yield Finding(f"{key} of {CONFIG}", False, f"{text}: the client takes Gemma 4's")
-
-
-def _interface(model: Model, config: dict[str, Any]) -> Iterator[Finding]:
-    if model.spec_version < Target.iOS18:
-        text = f"specification version {model.spec_version}: states need {int(Target.iOS18)} (iOS18)"
-        yield Finding("version", False, text)
-        return
-    known, context = interface(model, model.default_function), config.get("context_length")
-    states = known["states"]
-    if list(states) != [STATE]:
-        yield Finding("state", False, f"it has {', '.join(states) or 'none'}, and the contract {STATE}")
-    else:
-        kind, *shape = states[STATE]
-        layers = config.get("num_hidden_layers")
-        if kind != "fp16" or len(shape) != 4 or shape[0] % 2 or shape[2] != context:
-            text = f"{STATE} is {kind} {shape}, not fp16 (2 layers, heads, {context}, size)"
-            yield Finding("state", False, text)
-        elif layers is not None and shape[0] // 2 != layers:
-            text = f"{STATE} has keys and values of {shape[0] // 2} layers, {CONFIG} {layers!r:.50}"
-            yield Finding("state", False, text)
-        else:
-            yield Finding("state", True, f"{STATE} {kind} {shape}")
-    wanted: dict[str, list[Any]] = {
-        "input_ids": ["int32", 1, 1],
-        "position_ids": ["int32", 1],
-        "causal_mask": ["fp16", 1, 1, 1, context],
-        UPDATE: ["fp16", 1, 1, context, 1],
-    }
-    yield from _features("input", known["inputs"], wanted)
-    for name, kind in known["inputs"].items():
-        if name not in wanted:
-            yield Finding(f"input {name}", False, f"{kind[0]} {kind[1:]}: the client gives no such input")
-    yield from _features("output", known["outputs"], {"token_id": ["int32", 1], "token_logit": ["fp16", 1]})
-
-
-def _features(what: str, known: dict[str, list[Any]], wanted: dict[str, list[Any]]) -> Iterator[Finding]:
-    for name, kind in wanted.items():
-        if name not in known:
-            yield Finding(f"{what} {name}", False, f"it is not among: {', '.join(known) or 'none'}")
-        elif known[name] != kind:
-            text = f"{known[name][0]} {known[name][1:]}, not {kind[0]} {kind[1:]}: the client's arrays don't fit"
-            yield Finding(f"{what} {name}", False, text)
-        else:
-            yield Finding(f"{what} {name}", True, f"{kind[0]} {kind[1:]}")
+    return _held(made.model, asked(made.model, model, False, tokens, seed), agreement=1.0)
 
 
 def _conversation(
     model: Model, reference: Any | None, pickles: bool, tokens: int, agreement: float, seed: int
 ) -> Iterator[Finding]:
     try:
-        given, prompt, wanted, whose = _asked(model, reference, pickles, tokens, seed)
-        yield _held(model, given, prompt, wanted, whose, agreement=agreement)
-        plain = said(model, given, prompt, "float64")
-        rounded = said(model, given, prompt, "declared")
+        given = asked(model, reference, pickles, tokens, seed)
+        yield _held(model, given, agreement=agreement)
+        plain = said(model, given.tokens, given.prompt, "float64")
+        rounded = said(model, given.tokens, given.prompt, "declared")
     except EvaluationError as error:
         yield Finding(_LOOP, False, f"the client's call fails: {error}")
         return
@@ -213,50 +82,17 @@ def _conversation(
     yield Finding("declared precision", True, f"finite; {same} of {len(plain)} tokens as without rounding")
 
 
-def _asked(
-    model: Model, reference: Any | None, pickles: bool, tokens: int, seed: int
-) -> tuple[list[int], int, Logits | None, str]:
-    """The tokens of a conversation, how many are the prompt, the logits on the way, and who says so; None if nobody."""
-    plan = compile(model, precision="float64")
-    context, words = _context(plan), _words(model)
-    prompt = max(1, min(_PROMPT, context // 2))
-    count = min(tokens, context - prompt)
-    start = [int(each) for each in np.random.default_rng(seed).integers(words, size=prompt)]
-    if reference is None:
-        own = said(model, start, prompt, "float64", count)
-        return [*start, *(each.token for each in own[:count])], prompt, None, ""
-    if (whole := package_of(reference)) is not None:
-        decoder = decoder_of(whole, several=False)
-        calls = DecoderCalls(whole, decoder, "float64")
-        check_sizes(calls, decoder, context, words)
-        fed, rows = list(start), list[Logits]()
-        for place in range(prompt + count):
-            row = calls.infer(fed[place], place, causal_rows(place, 1, context))
-            if place >= prompt - 1:
-                rows.append(row)
-                fed.append(int(row.argmax()))
-        return fed[:-1], prompt, np.stack(rows), "the package"
-    from milopt.contracts.reference import answer
-
-    told = answer(reference, prompt, count, context=context, vocabulary=words, seed=seed, pickles=pickles)
-    return list(told.tokens), prompt, told.logits[prompt - 1 :], "transformers"
-
-
-def _held(
-    model: Model, given: list[int], prompt: int, wanted: Logits | None, whose: str, *, agreement: float
-) -> Finding:
-    """The chosen token must be the likeliest of ``wanted``, or tie with it, and its logit what is said there."""
-    own = said(model, given, prompt, "float64")
-    words = _words(model)
+def _held(model: Model, given: Asked, *, agreement: float) -> Finding:
+    """The chosen token must be the likeliest of those asked, or tie with it, and its logit what is said there."""
+    own = said(model, given.tokens, given.prompt, "float64")
+    words, wanted, whose = vocabulary(model), given.logits, given.whose
     for at, each in enumerate(own):
         if not 0 <= each.token < words or not np.isfinite(each.logit):
             return Finding(_LOOP, False, f"choice {at} is token {each.token} with logit {each.logit:g}: no such answer")
     if wanted is None:
         return Finding(_LOOP, True, f"{len(own)} tokens of an answer; no reference to hold them against")
-    largest, close = (
-        max(float(np.abs(wanted).max()), float(np.finfo(np.float64).tiny)),
-        SAME if whose == "the package" else CLOSE,
-    )
+    largest = max(float(np.abs(wanted).max()), float(np.finfo(np.float64).tiny))
+    close = SAME if whose == "the package" else CLOSE
     same = sum(each.token == int(row.argmax()) for each, row in zip(own, wanted, strict=True))
     gaps = [float(row.max() - row[each.token]) / largest for each, row in zip(own, wanted, strict=True)]
     off = [abs(each.logit - float(row[each.token])) / largest for each, row in zip(own, wanted, strict=True)]
@@ -265,20 +101,6 @@ def _held(
     text = f"{same} of {len(own)} tokens as {whose}, logits off by {max(off):.2g} of the largest"
     passed = alike >= (agreement if whose == "transformers" else 1.0) and exact
     return Finding(_LOOP, passed, text if passed else f"{text}, first at token {int(np.argmax(np.maximum(gaps, off)))}")
-
-
-def _context(plan: Plan) -> int:
-    shape = list(plan.inputs["causal_mask"].shape or [0])
-    return int(shape[-1])
-
-
-def _words(model: Model) -> int:
-    """The size of the vocabulary: how many rows the table has that ids are looked up in."""
-    ids = model.function().inputs["input_ids"]
-    sizes = [int(user.inputs["x"].shape[0]) for user in ids.child_ops if user.op_type == "gather"]
-    if not sizes:
-        raise MiloptError("no table is looked up with input_ids: the size of the vocabulary is not known")
-    return min(sizes)
 
 
 def _say_nothing(_: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from milopt.sets.anemll import AnemllSet, anemll_set
 from milopt.sets.choosing import cut_places
+from milopt.sets.client import ClientSet, client_style, load_client
 from milopt.sets.deployment import DeploymentSet, Part, Step, Table, weight_bytes
 from milopt.sets.dividing import chunk
 from milopt.sets.errors import SetError
@@ -23,6 +24,7 @@ __all__ = [
     "Advice",
     "AnemllSet",
     "Chain",
+    "ClientSet",
     "DeploymentSet",
     "Part",
     "Place",
@@ -32,10 +34,12 @@ __all__ = [
     "advise",
     "anemll_set",
     "chunk",
+    "client_style",
     "compile_set",
     "cut_places",
     "is_set",
     "load",
+    "load_client",
     "verify",
     "warnings_for",
     "weight_bytes",

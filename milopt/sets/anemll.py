@@ -16,12 +16,16 @@ from milopt.package import Model
 from milopt.package.container import relative_path
 from milopt.package.publishing import published
 from milopt.passes.head import SplitHead
+from milopt.sets.anemll_argmax import give_largest
 from milopt.sets.anemll_files import META, client_files, meta_text, notes_of, package_names
-from milopt.sets.anemll_parts import INFER, PREFILL, chunk_part, embeddings_part, head_part, lut_bits, prepared
+from milopt.sets.anemll_parts import chunk_part, embeddings_part, head_part, lut_bits, prepared
 from milopt.sets.deployment import weight_bytes
 from milopt.sets.dividing import chunk
 from milopt.sets.errors import SetError
+from milopt.sets.manifests import check_replaceable, write_manifest
 from milopt.sets.roles import decoder_of
+from milopt.sets.source_checking import check_source
+from milopt.sets.windows import with_own_masks
 from milopt.signature_head import HEAD_KEY, HeadSignature
 
 __all__ = ["AnemllSet", "anemll_set"]
@@ -34,7 +38,9 @@ _SLICES, _SLICES_QWEN = 8, 16
 class AnemllSet:
     """The packages that ANEMLL's clients load, in the order they run them, and what they read beside them.
 
-    ``files`` are further files of the folder by name: ``meta.yaml``, ``config.json`` and the tokenizer's.
+    From position ``window`` on the client calls other functions, where it is not 0. ``words`` are the sizes of the
+    vocabulary's slices; with ``argmax`` the head gives the largest logit of each alone. ``files`` are further files by
+    name: ``meta.yaml``, ``config.json`` and the tokenizer's.
     """
 
     prefix: str
@@ -44,6 +50,9 @@ class AnemllSet:
     context: int
     batch: int
     slices: int
+    window: int = 0
+    words: tuple[int, ...] = ()
+    argmax: bool = False
     files: dict[str, bytes] = field(default_factory=dict[str, bytes])
     notes: list[str] = field(default_factory=list[str])
 
@@ -65,11 +74,14 @@ class AnemllSet:
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write ``folder``, whole or not at all; an old set of this form is replaced only if asked to."""
         root = Path(folder)
+        if overwrite:
+            check_replaceable(root, META, "ANEMLL set")
         with published(root, overwrite=overwrite, marker=META, suffix="", what="ANEMLL set") as fresh:
             for name, each in self.packages.items():
                 each.save(fresh / name)
             for name, content in self.files.items():
                 (fresh / relative_path(name, "file")).write_bytes(content)
+            write_manifest(fresh)
         return root
 
 
@@ -82,6 +94,7 @@ def anemll_set(
     batch: int | None = None,
     prefix: str = "model",
     slices: int | None = None,
+    argmax: bool = False,
     carried: Mapping[str, bytes] | None = None,
 ) -> AnemllSet:
     """Cut a decoder into the set that ANEMLL's clients run; ``model`` stays as it is, and weights are shared with it.
@@ -89,16 +102,20 @@ def anemll_set(
     It has functions of fixed shapes for one token and for several (``batch``, the most there are), and one state of
     (2 layers, heads, slots, size) with the keys first, as ``kv-to-state{layout=unified}`` makes it. ``count``,
     ``max_bytes`` and ``at`` say where it is cut as in :func:`milopt.sets.chunk`. The head gives ``slices`` of the
-    logits, 16 for Qwen and 8 for others unless said otherwise. ``carried`` are files for the client in place of those
-    made of what the package carries: ``config.json``, ``tokenizer.json``, ``tokenizer_config.json``...
+    logits, 16 for Qwen and 8 for others unless said otherwise; with ``argmax`` the largest of each alone, which clients
+    of 0.3.5 know. ``carried`` are files for the client in place of those made of what the package carries:
+    ``config.json``, ``tokenizer.json``, ``tokenizer_config.json``...
+
+    Layers may see a window alone: the masks of such are computed by the chunks. Where they keep rings, as
+    ``kv-to-state{layout=unified,update=ring}`` makes them, there are two states, and functions for beyond the window.
 
     :class:`~milopt.sets.SetError` says in a line what the client does not know of the program.
     """
     if not prefix or any(each in prefix for each in "/\\ ") or prefix.startswith(".") or not prefix.isprintable():
         raise SetError(f"the prefix {prefix!r} is no beginning of a file name")
-    decoder = decoder_of(model, batch=batch)
+    masked, decoder = with_own_masks(model, decoder_of(model, batch=batch, windows=True))
     assert decoder.many is not None
-    whole = prepared(model, decoder)
+    whole = prepared(masked, decoder)
     cut = chunk(
         whole,
         count=count,
@@ -115,9 +132,13 @@ def anemll_set(
     chunks = tuple(chunk_part(models[part.name], part, decoder) for part in inner)
     head = head_part(models[last.name], last)
     split = _split(head, slices, model)
-    made = AnemllSet(
-        prefix, embeddings, chunks, head, decoder.slots, decoder.many.length, len(split.sizes), notes=list(cut.notes)
-    )
+    check_source(carried or {}, head, decoder, split)
+    if argmax:
+        give_largest(head, split)
+    made = AnemllSet(prefix, embeddings, chunks, head, decoder.slots, decoder.many.length, len(split.sizes))
+    made.window = decoder.window.tokens if decoder.window is not None and decoder.window.ring else 0
+    made.words, made.argmax = split.sizes, argmax
+    made.notes += cut.notes
     _sign(made, split)
     described = client_files(model, decoder, split)
     made.files = {**described, **(carried or {})}
@@ -130,6 +151,8 @@ def anemll_set(
         names=list(made.packages),
         bits=made.bits,
         slices=made.slices,
+        chosen=split.sizes if argmax else (),
+        window=made.window,
     ).encode()
     return made
 
@@ -165,7 +188,8 @@ def _sign(made: AnemllSet, split: HeadSignature) -> None:
     models: list[tuple[Model, dict[str, Any]]] = [(made.embeddings, {})]
     models += [(each, {"chunk_no": at}) for at, each in enumerate(made.chunks, 1)]
     sizes = ",".join(map(str, split.sizes))
-    models.append((made.head, {"vocab_size": sum(split.sizes), "lm_head_chunk_sizes": sizes}))
+    own = {"vocab_size": sum(split.sizes), "lm_head_chunk_sizes": sizes}
+    models.append((made.head, {**own, **({"argmax_in_model": "true"} if made.argmax else {})}))
     for model, own in models:
         own = {
             "info": f"Made by milopt {milopt.__version__} for ANEMLL's clients",
@@ -174,7 +198,7 @@ def _sign(made: AnemllSet, split: HeadSignature) -> None:
             "batch_size": made.batch,
             "num_chunks": len(made.chunks),
             **({"lut_bits": bits} if (bits := lut_bits(model)) else {}),
-            **({"functions": f"{INFER},{PREFILL}"} if "chunk_no" in own else {}),
+            **({"functions": ",".join(model.functions)} if "chunk_no" in own else {}),
             **own,
         }
         model.metadata |= {f"com.anemll.{key}": str(value) for key, value in own.items()}

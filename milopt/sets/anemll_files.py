@@ -129,8 +129,15 @@ def meta_text(
     names: Sequence[str],
     bits: tuple[int, int, int],
     slices: int,
+    chosen: Sequence[int] = (),
+    window: int = 0,
 ) -> str:
-    """The text of ``meta.yaml``; ``names`` are the packages' in order, which clients look for compiled."""
+    """The text of ``meta.yaml``; ``names`` are the packages' in order, which clients look for compiled.
+
+    ``chosen`` are the sizes of the slices where the head gives the largest logit of each alone. From position
+    ``window`` on, where it is not 0, the client is to call other functions. ``prefill_dynamic_slice`` tells clients of
+    0.3.5 that a block of a prompt may be anywhere; without it they feed a prompt token by token.
+    """
     compiled = [name.replace(_SUFFIX, ".mlmodelc") for name in names]
     lut: list[int | str] = [each or "none" for each in bits]
     title = model.metadata.get("milopt.source") or prefix
@@ -157,11 +164,19 @@ def meta_text(
                 "ffn": compiled[1],
                 "split_lm_head": slices,
                 "state_length": context,
+                "prefill_dynamic_slice": True,
+                **({"sliding_window": window} if window else {}),
+                **(_argmax(chosen) if chosen else {}),
             },
         }
     }
     yaml: Any = importlib.import_module("yaml")
     return str(yaml.safe_dump(said, sort_keys=False, allow_unicode=True))
+
+
+def _argmax(sizes: Sequence[int]) -> dict[str, Any]:
+    """What clients of 0.3.5 read to know which words the places of a head's choices stand for."""
+    return {"argmax_in_model": True, "vocab_size": sum(sizes), "lm_head_chunk_sizes": list(sizes)}
 
 
 def _family(architecture: str) -> str:

@@ -26,6 +26,7 @@ from milopt.mil import (
 from milopt.multifunction import extract
 from milopt.package import Model
 from milopt.retyping import RetypingError, set_shapes
+from milopt.sets.anemll_windows import STATE, add_rotating, declare_states, state_titles
 from milopt.sets.deployment import Part
 from milopt.sets.errors import SetError
 from milopt.sets.renaming import MASK, PLACE, POSITIONS, TOKENS, claim, free, name_inputs, order_inputs, unused_input
@@ -36,12 +37,10 @@ __all__ = ["INFER", "PREFILL", "STATE", "chunk_part", "embeddings_part", "head_p
 
 INFER, PREFILL = "infer", "prefill"
 STREAM, STREAM_OUT = "hidden_states", "output_hidden_states"
-STATE = "model_model_kv_cache_0"
-"""What coremltools makes of the buffer's name, ``model.model.kv_cache_0``, and some clients look for."""
 
 
 def prepared(model: Model, decoder: Decoder) -> Model:
-    """A copy of the functions ``infer`` and ``prefill`` alone, whose inputs and state are called as the client does."""
+    """A copy of ``infer`` and ``prefill`` alone, whose inputs and states are called as the client does."""
     assert decoder.many is not None
     whole = model.clone()
     whole.metadata.pop(METADATA_KEY, None)
@@ -51,7 +50,7 @@ def prepared(model: Model, decoder: Decoder) -> Model:
     whole.program.export_as_multifunction = True
     whole.description, whole.carried = None, replace(whole.carried, function_attributes={})
     for name, roles in named.items():
-        name_inputs(whole.function(name), roles, decoder.state, STATE)
+        name_inputs(whole.function(name), roles, state_titles(decoder))
     return whole
 
 
@@ -104,7 +103,10 @@ def chunk_part(model: Model, part: Part, decoder: Decoder) -> Model:
         for each, shape, kind in kinds:
             if each not in function.inputs:
                 unused_input(function, each, shape, kind)
+        declare_states(function, decoder)
         order_inputs(function, (STREAM, POSITIONS, MASK, PLACE))
+    if decoder.window is not None and decoder.window.ring:
+        add_rotating(model)
     return model
 
 

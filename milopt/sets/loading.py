@@ -58,7 +58,10 @@ def _manifest(root: Path) -> dict[str, Any]:
         raise SetError(f"{root}: there is no such folder")
     file = root / MANIFEST
     if not file.is_file():
-        raise SetError(f"{root} is no deployment set: it has no {MANIFEST}")
+        from milopt.sets.client import client_style
+
+        more = ", but a client's folder: milopt.sets.load_client reads it" if client_style(root) is not None else ""
+        raise SetError(f"{root} is no deployment set: it has no {MANIFEST}{more}")
     try:
         manifest: Any = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

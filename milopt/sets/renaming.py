@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -35,9 +35,9 @@ __all__ = [
 TOKENS, POSITIONS, MASK, PLACE = "input_ids", "position_ids", "causal_mask", "current_pos"
 
 
-def name_inputs(function: Function, roles: FunctionRoles, state: str, title: str) -> FunctionRoles:
-    """Call inputs as most clients do, and the state ``title``; positions become (tokens,). The roles' names then."""
-    olds = {TOKENS: roles.tokens, MASK: roles.mask, PLACE: roles.place, title: state}
+def name_inputs(function: Function, roles: FunctionRoles, states: Mapping[str, str]) -> FunctionRoles:
+    """Call inputs as most clients do, and ``states`` (name -> another); positions become (tokens,). The roles then."""
+    olds = {TOKENS: roles.tokens, MASK: roles.mask, PLACE: roles.place, **{new: old for old, new in states.items()}}
     if roles.positions:
         olds[POSITIONS] = roles.positions
     for new, old in olds.items():

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from milopt.enclosing import enclosing
 from milopt.package import Model
 from milopt.package.container import relative_path
 from milopt.package.publishing import published
 from milopt.sets.deployment import DeploymentSet, Table, interface
 from milopt.sets.errors import SetError
+from milopt.sets.manifests import check_replaceable
 from milopt.sets.wiring import row_type, wired
 
 __all__ = ["FORMAT", "MANIFEST", "VERSION", "check_destination", "digest_of", "save"]
@@ -33,6 +35,8 @@ def save(made: DeploymentSet, folder: Path, *, overwrite: bool) -> Path:
         relative_path(path, "attachment")
         if Path(path).parts[0] in (*made.files, MANIFEST):
             raise SetError(f"an attachment can't be called {path!r}: that is a file of the set's own")
+    if overwrite:
+        check_replaceable(folder, MANIFEST, "deployment set")
     with published(folder, overwrite=overwrite, marker=MANIFEST, suffix="", what="deployment set") as fresh:
         for name, each in made.files.items():
             if isinstance(each, Table):
@@ -77,16 +81,19 @@ def save(made: DeploymentSet, folder: Path, *, overwrite: bool) -> Path:
 def check_destination(folder: Path, *, force: bool, marker: str = MANIFEST, what: str = "deployment set") -> None:
     """Refuse a folder that could not become a set in the end, before the long work begins.
 
-    Only a folder with a file ``marker`` is one that may be replaced.
+    Only a folder with a file ``marker`` is one that may be replaced, and only if milopt wrote every file in it.
     """
     if folder.is_symlink() or folder.exists():
         if not force:
             raise SetError(f"{folder} exists; give --force to replace it")
         if not (folder / marker).is_file():
             raise SetError(f"{folder} is no {what}; it is not replaced even with --force")
+        check_replaceable(folder, marker, what)
     parent = folder.absolute().parent
     if not parent.is_dir():
         raise SetError(f"{folder}: the folder {parent} does not exist")
+    if (whole := enclosing(folder)) is not None:
+        raise SetError(f"{folder} is inside {whole}, which another file would break")
     # a folder without a single write bit is meant to stay as it is, though the superuser could write there
     if not parent.stat().st_mode & 0o222 or not os.access(parent, os.W_OK | os.X_OK):
         raise SetError(f"{folder}: the folder {parent} is read-only")

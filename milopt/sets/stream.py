@@ -7,11 +7,11 @@ is read from a state is there in the next part too, and a shape is known without
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
-from milopt.mil import Function, Operation, Var, arguments, is_constant_like, is_state, operations
+from milopt.mil import Function, Operation, Var, arguments, is_constant_like, is_output, is_state, operations
 
 __all__ = ["READERS", "WRITERS", "Stream", "reads", "stream_of"]
 
@@ -39,7 +39,7 @@ class Stream:
         """For ``cuts``, some of the stream's, the number of the part that makes each op's values.
 
         Part ``k`` begins behind cut ``k - 1``. Ops that depend neither on the source nor on what a state was given
-        are left out: they may be in any part.
+        are left out: they may be in any part. What is computed of a state's contents alone is where it is used first.
         """
         ends = {cut: number for number, cut in enumerate(cuts)}
         known: dict[Var, int] = {} if self.source is None else {self.source: 0}
@@ -53,7 +53,29 @@ class Stream:
             made[op] = max(parts, default=0)
             for var in op.outputs:
                 known[var] = made[op] + (ends.get(var) == made[op])
+        self._postpone(made, ends)
         return made
+
+    def _postpone(self, made: dict[Operation, int], kept: Mapping[Var, int]) -> None:
+        """Let ops that take a state's contents, and nothing else that is made, be in the first part that needs them."""
+        taking: list[Operation] = []
+        values: set[Var] = set()
+        for op in self.function.operations:
+            if op not in made or op.op_type in READERS | WRITERS:
+                values.update(var for var in op.outputs if op in made and op.op_type in READERS)
+                continue
+            sources = [var for var in reads(op) if var.op in made]
+            if sources and values.issuperset(sources):
+                taking.append(op)
+                values.update(op.outputs)
+        for op in reversed(taking):
+            users = [user for var in op.outputs for user in var.child_ops]
+            if users and all(user in made for user in users) and not any(_stays(var, kept) for var in op.outputs):
+                made[op] = min(made[user] for user in users)
+
+
+def _stays(var: Var, kept: Mapping[Var, int]) -> bool:
+    return var in kept or is_output(var)
 
 
 def reads(op: Operation) -> Iterator[Var]:

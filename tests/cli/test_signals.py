@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.support import contents
+from tests.sets.programs import Transformer
 
 # The command as it is, but for a writer that says when it has begun, and then takes its time. What a shell runs in the
 # background ignores SIGINT, and what the tests start there would do so too.
@@ -34,13 +35,8 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize(
-    ("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")], ids=["Ctrl-C", "SIGTERM"]
-)
-def test_a_signal_while_saving(number: signal.Signals, word: str, package: Path, tmp_path: Path) -> None:
-    before = contents(package)
-    out = tmp_path / "out.mlpackage"
-    command = ["optimize", str(package), "-o", str(out), "--passes", "canonicalize", "--verify", "none"]
+def _interrupted(command: list[str], folder: Path, number: signal.Signals, word: str) -> None:
+    """The command leaves ``folder`` as empty as it was when the signal comes while it writes there."""
     with subprocess.Popen(
         [sys.executable, "-c", SLOWLY, *command],
         stdout=subprocess.PIPE,
@@ -50,11 +46,41 @@ def test_a_signal_while_saving(number: signal.Signals, word: str, package: Path,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "writing\n"
-        (half,) = tmp_path.iterdir()
-        assert half.name.startswith(".out.mlpackage.")
+        (half,) = folder.iterdir()
+        assert half.name.startswith(".out")
         process.send_signal(number)
         output, error = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert (output, error) == ("", f"{word}\n")
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_a_signal_while_saving(number: signal.Signals, word: str, package: Path, tmp_path: Path) -> None:
+    before = contents(package)
+    out = tmp_path / "out.mlpackage"
+    command = ["optimize", str(package), "-o", str(out), "--passes", "canonicalize", "--verify", "none"]
+    _interrupted(command, tmp_path, number, word)
     assert contents(package) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["chunk", "PKG", "-o", "out", "--count", "2", "--no-verify"],
+        ["contract", "PKG", "-o", "out", "--style", "anemll", "--count", "2", "--no-verify"],
+        ["contract", "PKG", "-o", "out", "--style", "coreml-llm", "--no-verify"],
+        ["extract-embedding", "PKG", "-o", "out.mlpackage"],
+        ["extract-function", "PKG", "-o", "out.mlpackage", "--function", "decode"],
+    ],
+    ids=lambda command: "-".join(each for each in command if each in (command[0], "anemll", "coreml-llm")),
+)
+def test_ctrl_c_while_a_set_is_saved(command: list[str], tmp_path: Path) -> None:
+    package = Transformer(states="unified", mlp=(24, 24)).model().save(tmp_path / "whole.mlpackage")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    paths = {"PKG": str(package), "out": str(folder / "out"), "out.mlpackage": str(folder / "out.mlpackage")}
+    _interrupted([paths.get(each, each) for each in command], folder, signal.SIGINT, "interrupted")

@@ -207,7 +207,7 @@ def test_the_commands(package: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "tokens as the package, logits off by 0 of the largest" in " ".join(out.split())
     assert json.loads((folder / "model_config.json").read_text())["model_name"] == "tiny"
     assert main(["check-contract", str(folder), "--style", "coreml-llm", "--tokens", "2"]) == 0
-    assert "folder keeps the coreml-llm contract: 15 checks passed" in capsys.readouterr().out
+    assert "folder keeps the coreml-llm contract: 17 checks passed" in capsys.readouterr().out
     before = contents(folder)
     assert main(command) == 2
     assert "exists; give --force to replace it" in capsys.readouterr().err

@@ -79,6 +79,7 @@ def test_metadata_and_meta_yaml() -> None:
         "ffn": "tiny_FFN_PF_lut4_chunk_01of03.mlmodelc",
         "split_lm_head": 4,
         "state_length": CONTEXT,
+        "prefill_dynamic_slice": True,
     }
     own = {key: value for key, value in made.chunks[1].metadata.items() if key.startswith("com.anemll.")}
     assert own.pop("com.anemll.info").startswith("Made by milopt")
@@ -146,6 +147,7 @@ def test_files_for_the_client(tmp_path: Path) -> None:
     folder = anemll_set(model, count=1).save(tmp_path / "set")
     assert {each.name for each in folder.iterdir() if each.is_file()} == {
         "meta.yaml",
+        "milopt.json",
         "config.json",
         "tokenizer.json",
         "tokenizer_config.json",
@@ -180,12 +182,6 @@ def _renamed(old: str, new: str) -> Model:
     return model
 
 
-def _sliding() -> Model:
-    model = _with()
-    model.metadata["milopt.sliding_window"] = "4"
-    return model
-
-
 def _turned() -> Model:
     """Values before keys."""
     model = _with()
@@ -213,7 +209,6 @@ def _turned() -> Model:
         (_with, {**TWO, "slices": 99}, "the head can't be cut into slices of the vocabulary"),
         (_with, {**TWO, "prefix": "a/b"}, "the prefix 'a/b' is no beginning of a file name"),
         (lambda: _renamed("input_ids", "words"), TWO, "input 'words' of function 'decode', int32"),
-        (_sliding, TWO, r"its mask slides \(4 tokens\), which the client does not know"),
         (_turned, TWO, r"has not one row for each layer, keys first \(past_key_0 is in row 3\)"),
     ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import milopt
-from milopt.mil import Program, mb, operations, target, types
+from milopt.mil import Program, Var, mb, operations, target, types
 from milopt.package import Model
 from milopt.sets import SetError, chunk, verify
 from tests.sets.programs import SIZE, Transformer
@@ -164,3 +164,20 @@ def test_a_state_is_read_anew_where_an_earlier_part_wrote_it() -> None:
     assert _takes(made, "chunk_02of02", "main") == {STREAM: "chunk_01of02/output_hidden_states"}
     assert _ops(made, "chunk_02of02").count("read_state") == 1
     assert (verdict := verify(model, made, trials=2)), verdict
+
+
+class _Chained(Transformer):
+    """Every layer goes on with what the layer before it left in the state, as ``kv-to-state`` writes it."""
+
+    def _held(self, given: dict[str, Var], state: str) -> Var:
+        return given.get(f"{state} now") or super()._held(given, state)
+
+
+def test_what_is_cut_out_of_a_state_is_read_anew_where_it_is_used() -> None:
+    """A ring is put together of what the state held and the new tokens: the slice of it is no value to hand over."""
+    model = _Chained(states="unified", window=3, sliding=(0, 1, 2), ring=6).model()
+    made = chunk(model, count=3, shared="recompute", embedding="package", head="package")
+    for part in ("chunk_02of03", "chunk_03of03"):
+        takes = _takes(made, part, "prefill4")
+        assert [name for name, source in takes.items() if "/" in source] == [STREAM]
+    assert verify(model, made, trials=1)
