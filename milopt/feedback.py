@@ -6,13 +6,14 @@ of any values in place of even steps.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from milopt.errors import MiloptError
 
-__all__ = ["damped", "with_feedback"]
+__all__ = ["Compensation", "damped", "with_feedback"]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
@@ -29,30 +30,50 @@ def with_feedback(rows: Array, lut: Array, products: Array) -> Array:
     ``products (I, I)`` is x xᵀ summed over inputs. Inputs go by their power, the largest first; of those that were
     never seen, weights are assigned to the nearest entry.
     """
-    # here, so that numba is loaded only where something is compressed
-    from milopt.feedback_kernels import assign_block
+    return Compensation.of(products).assigned(rows, lut)
 
-    hessian = damped(products)
-    order = np.argsort(-np.diagonal(hessian), kind="stable")
-    try:
-        inverse: Array = np.asarray(np.linalg.inv(hessian[np.ix_(order, order)]), np.float64)
-        factor = _upper(np.linalg.cholesky((inverse + inverse.T) / 2))
-    except np.linalg.LinAlgError:
-        raise MiloptError(_NO_MOMENTS) from None
-    weights: Array = np.ascontiguousarray(rows[:, order], np.float32)
-    tables: Array = np.ascontiguousarray(lut, np.float64)
-    made = np.empty(weights.shape, np.uint8)
-    for start in range(0, weights.shape[1], _BLOCK):
-        part = slice(start, min(start + _BLOCK, weights.shape[1]))
-        columns = np.ascontiguousarray(weights[:, part])
-        indices, errors = np.empty(columns.shape, np.uint8), np.empty(columns.shape, np.float32)
+
+@dataclass(frozen=True)
+class Compensation:
+    """How inputs make up for each other: they go in ``order (I,)``, and ``factor (I, I)``, fp32, is upper triangular.
+
+    It takes I³ operations to find, and serves for all tables of a weight.
+    """
+
+    order: Array
+    factor: Array
+
+    @classmethod
+    def of(cls, products: Array) -> Compensation:
+        """That of inputs with these sums of x xᵀ. MiloptError where the products can't be such sums."""
+        hessian = damped(products)
+        order = np.argsort(-np.diagonal(hessian), kind="stable")
+        try:
+            inverse: Array = np.asarray(np.linalg.inv(hessian[np.ix_(order, order)]), np.float64)
+            return cls(order, _upper(np.linalg.cholesky((inverse + inverse.T) / 2)))
+        except np.linalg.LinAlgError:
+            raise MiloptError(_NO_MOMENTS) from None
+
+    def assigned(self, rows: Array, lut: Array) -> Array:
+        """Indices as :func:`with_feedback` gives them."""
+        # here, so that numba is loaded only where something is compressed
+        from milopt.feedback_kernels import assign_block
+
+        factor = self.factor
+        weights: Array = np.ascontiguousarray(rows[:, self.order], np.float32)
+        tables: Array = np.ascontiguousarray(lut, np.float64)
         group = len(rows) // len(lut)
-        assign_block(columns, tables, group, np.ascontiguousarray(factor[part, part]), indices, errors)
-        made[:, part] = indices
-        weights[:, part.stop :] -= errors @ factor[part, part.stop :]
-    result = np.empty_like(made)
-    result[:, order] = made
-    return result
+        made = np.empty(weights.shape, np.uint8)
+        for start in range(0, weights.shape[1], _BLOCK):
+            part = slice(start, min(start + _BLOCK, weights.shape[1]))
+            columns = np.ascontiguousarray(weights[:, part])
+            indices, errors = np.empty(columns.shape, np.uint8), np.empty(columns.shape, np.float32)
+            assign_block(columns, tables, group, np.ascontiguousarray(factor[part, part]), indices, errors)
+            made[:, part] = indices
+            weights[:, part.stop :] -= errors @ factor[part, part.stop :]
+        result = np.empty_like(made)
+        result[:, self.order] = made
+        return result
 
 
 def damped(products: Array) -> Array:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import nan
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from milopt.building import Builder
 from milopt.clustering import Palette, integer_tables, nearest, packed, palettize
+from milopt.estimating import squares
 from milopt.feedback import with_feedback
 from milopt.mil import Var, opset_of, shape_of, target
 from milopt.package.weights import Packed
@@ -26,8 +26,6 @@ __all__ = [
     "encode_vectors",
     "importance_of",
     "nearest_divisor",
-    "relative_error",
-    "table_error",
 ]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
@@ -159,7 +157,7 @@ def encode_palette(
         found = nearest(values, entries) if products is None else _chosen_again(values, entries, found, products)
         error, power = found.error, found.power
     if (scaled or products is not None) and not found.wrong:
-        error, power = _errors(rows, found.decoded() * scale if scaled else found.decoded())
+        error, power = squares(rows, found.decoded() * scale if scaled else found.decoded())
     indices: Array = found.indices.transpose(1, 0, 2, 3).reshape(-1)
     kind = "fp16" if rows.dtype == np.float16 else "fp32"
     tensors = {
@@ -190,28 +188,6 @@ def _chosen_again(values: Array, entries: Array, found: Palette, products: Array
     return replace(found, lut=entries, indices=indices.transpose(0, 2, 1, 3))
 
 
-def table_error(rows: Array, bits: int, importance: Array = None) -> float:
-    """The relative error of the exact tables of weights ``(tables, outer, group, inner)``; NaN where one is no number.
-
-    ``importance`` multiplies the squares, as in :func:`milopt.clustering.palettize`.
-    """
-    found = palettize(rows, bits, importance)
-    if found.wrong:
-        return nan
-    if importance is None:
-        return found.error / found.power if found.power else 0.0
-    return relative_error(rows, found.decoded(), importance)
-
-
-def relative_error(rows: Array, decoded: Array, importance: Array = None) -> float:
-    """Σ i·(w - decoded)² / Σ i·w², with importance i, or 1 where it is not given; 0 where all weights are."""
-    weights: Array = rows.astype(np.float64)
-    lost: Array = weights - decoded
-    weighing = np.float64(1) if importance is None else importance
-    power = float(np.sum(weighing * weights**2))
-    return float(np.sum(weighing * lost**2)) / power if power else 0.0
-
-
 def encode_vectors(rows: Array, bits: int, vector: int) -> Encoded:
     """As :func:`encode_palette`, with an index for every ``vector`` neighbouring channels."""
     tables, outer, group, inner = rows.shape
@@ -224,13 +200,6 @@ def encode_vectors(rows: Array, bits: int, vector: int) -> Encoded:
         "lut": (found.lut, kind, found.lut.size),
     }
     return Encoded(tensors, found.error, found.power, found.wrong)
-
-
-def _errors(rows: Array, decoded: Array) -> tuple[float, float]:
-    """The squared error, and the sum of squares."""
-    weights: Array = rows.astype(np.float64)
-    changed = weights - decoded
-    return float(np.einsum("abcd,abcd", changed, changed)), float(np.einsum("abcd,abcd", weights, weights))
 
 
 def importance_of(moments: Array, plan: PalettePlan, inputs: Layout) -> Array:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
-
+from milopt.calibration.accumulating import Products
 from milopt.calibration.running import Runs, sample_runs, text_runs
 from milopt.calibration.statistics import Moments, Statistics, key_of
 from milopt.mil import constant, shape_of
@@ -31,8 +30,9 @@ def calibrate(
 ) -> Statistics:
     """Run ``function`` (the default one if None) on every sample of its inputs, by name, and collect moments.
 
-    With ``hessian`` the products of all pairs of input channels are collected too, which takes 4·I² bytes for a weight
-    of I inputs. Weights of ``gather`` have no input channels, and grouped convolutions are left out.
+    With ``hessian`` the products of all pairs of input channels are collected too: 4·I² bytes on disk (``TMPDIR``) for
+    the weights that share a value of I channels, 0.4 GB in SmolLM2-135M, 5 GB in a model of 1.2B parameters with 16
+    layers of 2,048 and 8,192 channels. Weights of ``gather`` have no input channels; grouped convolutions are left out.
     """
     return collect(model, sample_runs(model, samples, function=function, precision=precision), hessian=hessian)
 
@@ -54,23 +54,48 @@ def collect(model: Model, runs: Runs, *, hessian: bool = False) -> Statistics:
     listener = _Listener(model, hessian)
     for _ in runs.outputs(listener.of):
         pass
-    return listener.found
+    return listener.finish()
+
+
+class _Source(NamedTuple):
+    """Whose vectors an op multiplies with a weight: a value, by its id, and how they lie in it.
+
+    Ops of one block with equal sources hear the same vectors, and as often; one of another block may be in a loop.
+    """
+
+    block: int
+    value: int
+    lie: str
 
 
 class _Listener:
-    """Knows which op takes which weight, in all functions."""
+    """Knows which op takes which weight, in all functions.
+
+    Weights that are multiplied with the same values, as those of queries, keys and values are, have one sum of them.
+    """
 
     def __init__(self, model: Model, hessian: bool) -> None:
-        self.found = Statistics()
-        self.hessian = hessian
-        self._last: tuple[Tensor, tuple[int, Array, Array]] | None = None
-        self._takes: dict[tuple[str, str], tuple[str, Callable[[Mapping[str, Tensor]], Tensor]]] = {}
+        self._sums: dict[str, Moments] = {}
+        self._products = Products() if hessian else None
+        self._takes: dict[tuple[str, str], tuple[str, str, str]] = {}
+        self._of: dict[str, str] = {}  # the weight whose sums another has too
+        uses: dict[str, list[tuple[_Source, tuple[str, str], str]]] = {}
         for weight in weights_again(model):
             for place, name, op in weight.users():
-                rows = _rows_of(op, name)
-                if rows is not None:
-                    inputs = layout_at(shape_of(place.var), INPUT_AXES[op.op_type, name](op))
-                    self._takes[place.function, op.name] = key_of(weight.array, inputs), rows
+                inputs = _inputs_of(op, name)
+                if inputs is not None:
+                    argument, lie = inputs
+                    layout = layout_at(shape_of(place.var), INPUT_AXES[op.op_type, name](op))
+                    source = _Source(id(op.enclosing_block), id(op.inputs[argument]), lie)
+                    uses.setdefault(key_of(weight.array, layout), []).append(
+                        (source, (place.function, op.name), argument)
+                    )
+        firsts: dict[tuple[_Source, ...], str] = {}
+        for key, each in uses.items():
+            first = firsts.setdefault(tuple(sorted(source for source, _, _ in each)), key)
+            self._of[key] = first
+            if first == key:
+                self._takes.update({op: (key, argument, source.lie) for source, op, argument in each})
 
     def of(self, function: str) -> _InFunction:
         return _InFunction(self, function)
@@ -79,23 +104,19 @@ class _Listener:
         taken = self._takes.get((function, name))
         if taken is None:
             return
-        key, rows_of = taken
-        count, squares, products = self._sums(rows_of(values))
-        moments = self.found.moments.setdefault(key, Moments(0.0))
-        moments.count += count
-        moments.squares = moments.squares + squares
-        if self.hessian:
-            moments.products = np.array(products) if moments.products is None else moments.products + products
+        key, argument, lie = taken
+        rows = _LIE[lie](values[argument])
+        moments = self._sums.setdefault(key, Moments(0.0))
+        moments.count += len(rows)
+        moments.squares = moments.squares + rows.double().square().sum(0).cpu().numpy()
+        if self._products is not None:
+            self._products.add(key, rows)
 
-    def _sums(self, rows: Tensor) -> tuple[int, Array, Array]:
-        """What vectors ``(n, I)`` add to moments; of the same as the last time, as several weights take, what it was.
-
-        The last vectors are kept, so that no others can be in their place in memory.
-        """
-        if self._last is None or not _same_memory(self._last[0], rows):
-            products = (rows.float().mT @ rows.float()).cpu().numpy() if self.hessian else None
-            self._last = rows, (len(rows), rows.double().square().sum(0).cpu().numpy(), products)
-        return self._last[1]
+    def finish(self) -> Statistics:
+        """What was heard."""
+        for key, products in self._products.finish().items() if self._products is not None else ():
+            self._sums[key].products = products
+        return Statistics({key: self._sums[first] for key, first in self._of.items() if first in self._sums})
 
 
 class _InFunction:
@@ -109,24 +130,25 @@ class _InFunction:
         self._listener.hear(self._function, step.name, values)
 
 
-def _rows_of(op: Any, name: str) -> Callable[[Mapping[str, Tensor]], Tensor] | None:
-    """How the vectors ``(n, I)`` that a weight is multiplied with are found among the op's inputs."""
+def _inputs_of(op: Any, name: str) -> tuple[str, str] | None:
+    """The op's input that a weight is multiplied with, and how its vectors lie there."""
     if (op.op_type, name) == ("linear", "weight"):
-        return lambda values: _last(values["x"])
+        return "x", "last"
     if op.op_type in ("conv", "conv_transpose") and name == "weight" and int(constant(op.groups)) == 1:
-        return lambda values: _last(values["x"].movedim(1, -1))
+        return "x", "second"
     if (op.op_type, name) == ("matmul", "y"):
-        across = bool(constant(op.transpose_x))
-        return lambda values: _last(_turned(values["x"]) if across else values["x"])
+        return "x", "last but one" if bool(constant(op.transpose_x)) else "last"
     if (op.op_type, name) == ("matmul", "x"):
-        along = bool(constant(op.transpose_y))
-        return lambda values: _last(values["y"] if along else _turned(values["y"]))
+        return "y", "last" if bool(constant(op.transpose_y)) else "last but one"
     return None
 
 
-def _same_memory(one: Tensor, other: Tensor) -> bool:
-    found = [(each.data_ptr(), each.shape, each.stride(), each.dtype) for each in (one, other)]
-    return found[0] == found[1]
+# the axis along which a vector lies -> all of them, (n, I)
+_LIE: dict[str, Callable[[Tensor], Tensor]] = {
+    "last": lambda x: _last(x),
+    "second": lambda x: _last(x.movedim(1, -1)),
+    "last but one": lambda x: _last(_turned(x)),
+}
 
 
 def _turned(tensor: Tensor) -> Tensor:

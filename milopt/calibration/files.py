@@ -1,7 +1,8 @@
 """The file of a calibration: safetensors, checked before it is believed.
 
 Its tensors are ``moments/KEY/squares`` (float64), ``moments/KEY/count`` (int64), ``moments/KEY/products`` (float32),
-where they were collected, and ``sensitivities/KEY`` (float64).
+where they were collected, and ``sensitivities/KEY`` (float64). Weights with the same inputs have one set of them: the
+metadata's ``shared`` is an object, as JSON, that says of which other KEY the moments of a KEY are.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = ["read", "write"]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
-_FORMAT = "milopt calibration 2"
+_FORMAT = "milopt calibration 3"
 _MOST_HEADER = 100_000_000  # bytes, as the safetensors library has it
 _TYPES: dict[str, np.dtype[Any]] = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 
@@ -32,7 +33,7 @@ _TYPES: dict[str, np.dtype[Any]] = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4
 def write(statistics: Statistics, path: Path) -> None:
     """The tensors with the widest elements first, so that all are aligned."""
     arrays = sorted(_arrays(statistics), key=lambda each: -each[1].itemsize)
-    header: dict[str, Any] = {"__metadata__": {"format": _FORMAT}}
+    header: dict[str, Any] = {"__metadata__": {"format": _FORMAT, "shared": json.dumps(_shared(statistics))}}
     end = 0
     for name, array in arrays:
         code = next(code for code, dtype in _TYPES.items() if dtype == array.dtype)
@@ -50,8 +51,18 @@ def write(statistics: Statistics, path: Path) -> None:
         raise MiloptError(f"{path} can't be written: {error.strerror}") from None
 
 
+def _shared(statistics: Statistics) -> dict[str, str]:
+    """The weights that have the moments of another one, and which."""
+    firsts: dict[int, str] = {}
+    found = {key: firsts.setdefault(id(each), key) for key, each in statistics.moments.items()}
+    return {key: first for key, first in found.items() if key != first}
+
+
 def _arrays(statistics: Statistics) -> Iterator[tuple[str, Array]]:
+    shared = _shared(statistics)
     for key, each in statistics.moments.items():
+        if key in shared:
+            continue
         yield f"moments/{key}/squares", np.asarray(each.squares, _TYPES["F64"])
         yield f"moments/{key}/count", np.asarray(each.count, _TYPES["I64"])
         if each.products is not None:
@@ -63,8 +74,7 @@ def _arrays(statistics: Statistics) -> Iterator[tuple[str, Array]]:
 def read(path: Path) -> Statistics:
     """The statistics of a file; MiloptError, in one line, for a file of another kind or a damaged one."""
     try:
-        arrays = _tensors(path)
-        return _statistics(arrays)
+        return _statistics(*_tensors(path))
     except OSError as error:
         raise MiloptError(f"{path} can't be read as statistics of a calibration: {error.strerror or error}") from None
     except (ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:
@@ -72,7 +82,8 @@ def read(path: Path) -> Statistics:
         raise MiloptError(f"{path} can't be read as statistics of a calibration: {said}") from None
 
 
-def _tensors(path: Path) -> dict[str, Array]:
+def _tensors(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
+    """The tensors by name, and who shares the moments of whom."""
     with path.open("rb") as file:
         start = file.read(8)
         if len(start) < 8:
@@ -89,6 +100,9 @@ def _tensors(path: Path) -> dict[str, Array]:
     metadata: Any = entries.pop("__metadata__", None)
     if not isinstance(metadata, dict) or cast("dict[str, Any]", metadata).get("format") != _FORMAT:
         raise ValueError(f"it does not say that it is {_FORMAT!r}")
+    shared: Any = json.loads(cast("dict[str, Any]", metadata)["shared"])
+    if not isinstance(shared, dict):
+        raise ValueError("what it says of shared moments is no object")
     found, places = dict[str, Array](), list[tuple[int, int]]()
     for name, entry in entries.items():
         dtype, shape, (begin, end) = _TYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
@@ -101,10 +115,10 @@ def _tensors(path: Path) -> dict[str, Array]:
         places.append((begin, end))
     if any(one[1] > other[0] for one, other in pairwise(sorted(places))):
         raise ValueError("two of its tensors lie in one place")
-    return found
+    return found, cast("dict[str, Any]", shared)
 
 
-def _statistics(arrays: dict[str, Array]) -> Statistics:
+def _statistics(arrays: dict[str, Array], shared: dict[str, Any]) -> Statistics:
     found = Statistics()
     for name, array in arrays.items():
         kind, key, part = (*name.split("/"), "", "")[:3]
@@ -114,6 +128,11 @@ def _statistics(arrays: dict[str, Array]) -> Statistics:
             found.moments[key] = _moments(f"moments/{key}", array, arrays)
         elif kind != "moments" or part not in ("count", "products") or f"moments/{key}/squares" not in arrays:
             raise ValueError(f"it has {name[:100]!r}, which means nothing here")
+    owners = dict(found.moments)
+    for key, first in shared.items():
+        if key in owners or first not in owners:
+            raise ValueError(f"it has no moments for {key[:100]!r}, or two")
+        found.moments[key] = owners[first]
     return found
 
 

@@ -9,23 +9,24 @@ import numpy as np
 
 from milopt.calibration.running import Runs
 from milopt.calibration.statistics import Statistics
+from milopt.estimating import relative_error
 from milopt.mil import digest, shape_of
 from milopt.package import Model
 from milopt.passes.compressing import CompressionReport
 from milopt.passes.compression import Palettize
 from milopt.passes.decompression import weights_again
-from milopt.passes.palettes import PalettePlan, relative_error
+from milopt.passes.palettes import PalettePlan
 from milopt.passes.uses import Weight
 from milopt.progress import counted
 from milopt.reports import NoMatch
 
-__all__ = ["measure"]
+__all__ = ["FORM", "measure"]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
 # With one table of 16 entries normal weights lose 1% of their power: little enough that what the outputs lose grows
 # with the square of the error, and so much that the rounding of fp16 is far below it.
-_FORM = Palettize(bits=4, granularity="tensor", min_elements=1)
+FORM = Palettize(bits=4, granularity="tensor", min_elements=1)
 
 
 def measure(model: Model, runs: Runs, statistics: Statistics, *, min_elements: int = 2048) -> None:
@@ -54,10 +55,10 @@ def measure(model: Model, runs: Runs, statistics: Statistics, *, min_elements: i
 
 def _planned(weight: Weight, statistics: Statistics) -> PalettePlan | None:
     try:
-        plan = _FORM.plan(weight, None, CompressionReport(""))
+        plan = FORM.plan(weight, None, CompressionReport(""))
     except NoMatch:
         return None
-    return _FORM.weighted(plan, statistics, CompressionReport(""))
+    return FORM.weighted(plan, statistics, CompressionReport(""))
 
 
 def _coded(plan: PalettePlan) -> tuple[Array, float]:

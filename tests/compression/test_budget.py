@@ -14,6 +14,7 @@ from milopt.calibration.calibrating import collect
 from milopt.calibration.running import sample_runs
 from milopt.calibration.sensitivity import measure
 from milopt.calibration.statistics import Statistics
+from milopt.clustering import palettize
 from milopt.errors import MiloptError, PassError
 from milopt.interpreter import evaluate
 from milopt.mil import Program, constant, digest, mb, operations, target, types
@@ -24,6 +25,7 @@ from milopt.passes.compression import Palettize
 from milopt.passes.decompression import decoded
 from milopt.passes.uses import Layout
 from milopt.pipeline import Pipeline
+from milopt.refining import output_error
 
 from .support import linear_program, weights
 
@@ -75,18 +77,21 @@ def chosen(report: CompressionReport) -> tuple[float, float]:
     return float(found[1].replace(",", "")), float(found[2])
 
 
-def every_choice(calibration: str, bits: tuple[Any, ...], groups: tuple[int, ...]) -> list[tuple[float, float]]:
+def every_choice(
+    calibration: str, bits: tuple[Any, ...], groups: tuple[int, ...], *, feedback: bool = False
+) -> list[tuple[float, float]]:
     """Bytes and loss of each choice of forms, by what ``palettize`` makes of the weights, decoded."""
     options: dict[str, list[tuple[float, float]]] = {name: [(original(name).nbytes, 0.0)] for name in NAMES}
     for width, group in itertools.product(bits, groups):
         model = load(layers())
         known: dict[str, Any] = {"weighting": "activation", "calibration": calibration} if calibration else {}
         grouped: dict[str, Any] = {"group_size": group} if group else {"granularity": "tensor"}
-        report = Palettize(bits=width, **grouped, **known).run(model)
+        report = Palettize(bits=width, **grouped, **known, feedback=feedback).run(model)
         assert isinstance(report, CompressionReport)
         for each in report.coverage:
             (op,) = [op for op in operations(model.function()) if op.outputs[0].name == each.name]
-            options[each.name].append((each.after, lost(each.name, decoded(op.outputs[0]), calibration)))
+            losing = lost_with_feedback if feedback else lost
+            options[each.name].append((each.after, losing(each.name, decoded(op.outputs[0]), calibration)))
     return [
         (sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs))
         for pairs in itertools.product(*options.values())
@@ -108,13 +113,29 @@ def lost(name: str, numbers: Any, calibration: str) -> float:
     return sensitivity * float(np.sum(mean * (weight - numbers) ** 2) / np.sum(mean * weight**2))
 
 
+def lost_with_feedback(name: str, numbers: Any, calibration: str) -> float:
+    """What the layer's outputs lose, in the unit that its sensitivity was measured in: a table of 16 entries."""
+    statistics, weight = Statistics.load(calibration), original(name)
+    moments = statistics.of(weight, Layout(len(weight), 64, 1))
+    assert moments is not None
+    rows = weight.reshape(1, 1, *weight.shape)
+    plain = palettize(rows, 4, moments.mean[None, None, None]).decoded().reshape(weight.shape)
+    error, _ = output_error(weight, numbers, moments.products)
+    measured, _ = output_error(weight, plain, moments.products)
+    mean: Any = np.asarray(moments.mean)
+    apart = np.sum(mean * (weight.astype(np.float64) - plain) ** 2) / np.sum(mean * weight.astype(np.float64) ** 2)
+    return statistics.sensitivities[digest(weight).hex()] * float(apart) * error / measured
+
+
 @pytest.mark.parametrize("share", [0.2, 0.31, 0.45])
-@pytest.mark.parametrize("known", [False, True], ids=["plain", "calibrated"])
-def test_no_choice_of_the_size_loses_less(share: float, known: bool, calibration: str) -> None:
-    stats, whole = calibration if known else "", sum(original(name).nbytes for name in NAMES)
-    report = budgeted(load(layers()), size=share, bits=(2, 4, 6), calibration=stats)
+@pytest.mark.parametrize("known", ["plain", "calibrated", "feedback"])
+def test_no_choice_of_the_size_loses_less(share: float, known: str, calibration: str) -> None:
+    stats, whole = "" if known == "plain" else calibration, sum(original(name).nbytes for name in NAMES)
+    fed = known == "feedback"
+    report = budgeted(load(layers()), size=share, bits=(2, 4, 6), calibration=stats, feedback=fed)
     cost, loss = chosen(report)
-    best = min(each for cost, each in every_choice(stats, (2, 4, 6), (0, 16)) if cost <= share * whole)
+    choices = every_choice(stats, (2, 4, 6), (0, 16), feedback=fed)
+    best = min(each for cost, each in choices if cost <= share * whole)
     assert cost <= share * whole
     # 1e-3: the report has 4 digits
     assert loss == pytest.approx(best, rel=1e-3)

@@ -199,6 +199,7 @@ def test_products_that_are_none_are_told(wrong: float, tmp_path: Path) -> None:
     weight = weights((48, 64))
     made = calibrate(load(linear_program(weight)), samples(3), hessian=True)
     (moments,) = made.moments.values()
+    moments.products = np.array(moments.products)
     moments.products[5, 5] = wrong
     made.save(tmp_path / "s.safetensors")
     known = {"bits": 4, "weighting": "activation", "calibration": str(tmp_path / "s.safetensors")}

@@ -125,7 +125,7 @@ def test_weights_are_compressed_together() -> None:
         "small fp16[4, 2]: halves, 20.0 dB, 16 -> 8 bytes",
     ]
     assert [(line.functions, line.bits) for line in report.coverage] == [(("main",), 8)] * 2
-    report.sort(find_weights(load(program())))
+    report.sort(model)
     assert [line.name for line in report.coverage] == ["small", "large"]
     assert (totals.weights, totals.numbers, totals.before, totals.after) == (2, 24, 48, 24)
     assert (totals.error, totals.power, totals.worst[1]) == (8.0, 800.0, "large")
@@ -166,7 +166,7 @@ def test_what_is_left_alone_and_where() -> None:
 
 def test_nothing_to_compress() -> None:
     model = load(program())
-    totals, done = compress([], model, CompressionReport("halve"))
+    totals, done = compress(list[Plan](), model, CompressionReport("halve"))
     assert (totals.weights, totals.worst, totals.snr, done) == (0, (inf, ""), inf, [])
 
 

@@ -14,6 +14,7 @@ from milopt.clustering import palettize
 from milopt.errors import PassError
 from milopt.mil import Program, constant, mb, operations, target, types
 from milopt.package import load
+from milopt.passes.budget import Budget
 from milopt.passes.compressing import CompressionReport
 from milopt.passes.compression import Palettize
 from milopt.passes.decompression import decoded
@@ -22,7 +23,15 @@ from milopt.passes.uses import Layout
 from milopt.pipeline import Pass, Pipeline
 from milopt.text import text
 
-from .support import conv_program, decoded_by_coremltools, linear_program, loaded_by_coremltools, palettized, weights
+from .support import (
+    conv_program,
+    decoded_by_coremltools,
+    linear_program,
+    loaded_by_coremltools,
+    palettized,
+    two_functions,
+    weights,
+)
 
 
 def weight_op(model: Any) -> Any:
@@ -332,3 +341,29 @@ def test_a_line_for_every_weight_in_program_order() -> None:
         "",
         lines[3].split(": ", 2)[2],
     ]
+
+
+@pytest.mark.parametrize("made", [Palettize(), Quantize(), Budget(size=0.4)], ids=lambda made: made.name)
+def test_what_is_compressed_already_has_its_line_too(made: Pass) -> None:
+    """In its place, with what it takes as it is stored; once, whatever functions hold it."""
+    layers = [weights(shape, seed) for seed, shape in enumerate([(48, 48), (96, 48), (40, 96)])]
+
+    def program(length: int) -> Program:
+        @mb.program(input_specs=[mb.TensorSpec((1, length, 48), types.fp16)], opset_version=target.iOS18)
+        def layered(x: Any) -> Any:
+            for name, weight in zip("abc", layers, strict=True):
+                x = mb.linear(x=x, weight=mb.const(val=weight, name=name))
+            shift = mb.constexpr_blockwise_shift_scale(data=np.ones(40, np.int8), scale=np.ones(1, np.float16))
+            return mb.add(x=x, y=shift)  # no weight of a layer
+
+        return layered
+
+    model = two_functions(program(1), program(4))
+    Palettize(bits=8, granularity="tensor", min_elements=4000).run(model)  # the second
+    report = made.run(model)
+    assert isinstance(report, CompressionReport)
+    assert [each.name for each in report.coverage] == ["a", "b", "c"]
+    assert [bool(each.reason) for each in report.coverage] == [False, True, False]
+    line = report.coverage[1]
+    assert str(line) == "b fp16[96, 48]: left alone, 5,120 bytes: compressed already, as constexpr_lut_to_dense"
+    assert (line.functions, line.before, line.after) == (("decode", "prefill"), 5120, 5120)

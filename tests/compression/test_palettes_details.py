@@ -15,8 +15,6 @@ from milopt.passes.palettes import (
     encode_palette,
     encode_vectors,
     importance_of,
-    relative_error,
-    table_error,
 )
 from milopt.passes.uses import Layout, Weight
 
@@ -112,20 +110,6 @@ def test_weights_that_are_not_finite_are_counted() -> None:
     for given in ({}, {"scaled": True}, {"integers": True}):
         assert encode_palette(weights, 2, **given).wrong >= 2
     assert encode_vectors(weights, 2, 2).wrong >= 1
-    assert np.isnan(table_error(weights, 2))
-
-
-def test_relative_errors() -> None:
-    weights: Any = np.array([3.0, 4.0], F16)
-    assert relative_error(weights, np.array([3.0, 3.0])) == pytest.approx(1 / 25)
-    assert relative_error(weights, np.array([3.0, 3.0]), np.array([0.0, 2.0])) == pytest.approx(2 / 32)
-    assert relative_error(weights * 0, np.array([0.0, 0.0])) == 0.0
-    exact = rows()
-    found = encode_palette(exact, 2)
-    assert table_error(exact, 2) == pytest.approx(found.error / found.power)
-    assert table_error(exact * F16(0), 2) == 0.0
-    assert table_error(exact, 2, np.ones((1, 1, 1, 1))) == pytest.approx(found.error / found.power)
-    assert table_error(exact, 4) < table_error(exact, 2)
 
 
 def test_importance_by_number() -> None:

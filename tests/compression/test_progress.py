@@ -9,6 +9,7 @@ from rich.console import Console
 
 from milopt.cli import console as consoles
 from milopt.package import load
+from milopt.passes.budget import Budget
 from milopt.passes.compression import Palettize
 from milopt.progress import counted, listening
 
@@ -31,6 +32,13 @@ def test_a_pass_tells_its_name_and_its_numbers() -> None:
     with listening(lambda what, done, total: heard.append((what, done, total))):
         Palettize(bits=4).run(load(linear_program(weights((48, 64)))))
     assert heard == [("palettize", 0, 3072), ("palettize", 3072, 3072)]
+
+
+def test_a_budget_tells_what_it_measures_too() -> None:
+    heard: Heard = []
+    with listening(lambda what, done, total: heard.append((what, done, total))):
+        Budget(size=0.3).run(load(linear_program(weights((48, 64)))))
+    assert heard == [(what, done, 3072) for what in ("measure forms", "budget") for done in (0, 3072)]
 
 
 def test_a_terminal_has_a_bar_while_there_is_something_to_count(monkeypatch: pytest.MonkeyPatch) -> None:

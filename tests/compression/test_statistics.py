@@ -52,6 +52,18 @@ def place(header: Header, name: str, **change: Any) -> None:
 DAMAGES: dict[str, tuple[Callable[[Header], Any], str]] = {
     "another format": (lambda header: header["__metadata__"].update(format="else"), "does not say that it is"),
     "no metadata": (lambda header: header.pop("__metadata__"), "does not say that it is"),
+    "nothing of what is shared": (lambda header: header["__metadata__"].pop("shared"), "shared"),
+    "shared, but no object": (lambda header: header["__metadata__"].update(shared="[1]"), "is no object"),
+    "shared, but no JSON": (lambda header: header["__metadata__"].update(shared="{"), "can't be read as statistics"),
+    "shared with a list": (lambda header: header["__metadata__"].update(shared='{"m":[]}'), "unhashable"),
+    "shared with none": (
+        lambda header: header["__metadata__"].update(shared='{"m":"n"}'),
+        "no moments for 'm', or two",
+    ),
+    "shared and its own": (
+        lambda header: header["__metadata__"].update(shared='{"k.1x2x1":"l.3x1x1"}'),
+        "no moments for 'k.1x2x1', or two",
+    ),
     "past the end": (
         lambda header: place(header, "sensitivities/k", data_offsets=[80, 88]),
         "not where its header says",
@@ -126,3 +138,17 @@ def test_what_is_not_there_or_can_not_be_written(tmp_path: Path) -> None:
         Statistics.load(tmp_path)
     with pytest.raises(MiloptError, match="can't be written: No such file"):
         Statistics().save(tmp_path / "none" / "s.safetensors")
+
+
+def test_weights_of_equal_inputs_have_one_set_of_moments(tmp_path: Path) -> None:
+    one, other = (Moments(np.array([2.0, 3.0]), 5, np.full((2, 2), each, np.float32)) for each in (1, 2))
+    made = Statistics({"k.1x2x1": one, "l.3x2x1": other, "m.1x2x1": one})
+    made.save(tmp_path / "s.safetensors")
+    with (tmp_path / "s.safetensors").open("rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    assert "moments/m.1x2x1/squares" not in header
+    assert json.loads(header["__metadata__"]["shared"]) == {"m.1x2x1": "k.1x2x1"}
+    read = Statistics.load(tmp_path / "s.safetensors").moments
+    assert read["m.1x2x1"] is read["k.1x2x1"]
+    assert read["l.3x2x1"].products[0, 0] == 2
+    assert read.keys() == made.moments.keys()
