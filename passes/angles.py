@@ -186,11 +186,11 @@ def _regrouped(inner: Tabulated, given: Sequence[Any], shape: Sequence[Any]) -> 
             left *= size
             continue
         while rest and (left != 1 or (rest[0] == 1 and size != 1)):
-            if is_symbolic(rest[0]) or left % rest[0]:
+            if left % rest[0]:  # as by a symbol
                 return None
             left //= rest.pop(0)
             axes.append(None)
-        if left != 1 or not rest or rest.pop(0) != size:
+        if not rest or rest.pop(0) != size:
             return None
         axes.append(axis)
     if any(map(is_symbolic, rest)) or prod(rest) != left:
@@ -248,7 +248,7 @@ def _elementwise(op: Operation, read: Read) -> Tabulated:
             wavelengths = (kind, name) == ("real_div", "y")
             multiplies = kind == "mul" or wavelengths
             parts.append(read.constant(var, restored=multiplies, wavelengths=wavelengths))
-    if kind == "mul" and not read.as_stored:
+    if kind == "mul":
         parts = [_unrounded(parts[0], parts[1].forms), _unrounded(parts[1], parts[0].forms)]
     return _combined(op, _ELEMENTWISE[kind], parts)
 
@@ -258,7 +258,7 @@ def _unrounded(part: Tabulated, forms: tuple[Form, ...]) -> Tabulated:
     if part.positions is None and part.table.size == 1:
         for form in forms:
             factor = form.attention_factor
-            if factor != 1 and float(part.table.item()) == float(np.float16(factor)):
+            if float(part.table.item()) == float(np.float16(factor)):
                 return replace(part, table=np.full_like(part.table, factor))
     return part
 

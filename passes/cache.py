@@ -50,7 +50,8 @@ class KvToState(Pass):
     2. the tensors of one state must have one shape, and all functions the same tensors and context;
     3. nothing else may use a past input, nor depend on the order of the cache's columns (see :mod:`.slots`);
     4. a mask must hide the slots not written yet;
-    5. sizes that change may be no part of the program's arithmetic;
+    5. sizes that change may be no part of the program's arithmetic, and what is computed over all slots then must have
+       met a mask (see :mod:`.cache_sizes`);
     6. of an input that holds several cached tensors, those of all layers or of one, each must be a run of elements as
        they are stored, and one output must hold what they become in the same order.
     """

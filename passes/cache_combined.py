@@ -12,7 +12,7 @@ import numpy as np
 
 from milopt.mil import Function, Operation, Var, constant, is_output, is_symbolic, shape_of
 from milopt.passes.cache_pairs import Pair, is_tail
-from milopt.reports import require
+from milopt.reports import NoMatch, require
 from milopt.signature import Combined, Returned
 
 __all__ = ["find_combined", "read_combined"]
@@ -183,8 +183,7 @@ def _joined(function: Function, concats: list[Operation], axis: int) -> _Joined:
             _require_inside([*ops, *tails], output)
             kind: Returned = "kept" if tails else "all" if returned == "all" else "new"
             return _Joined(output, kind, (*ops, *tails))
-    require(False, "no output holds what its parts become, one behind another", at=concats[0])
-    raise AssertionError
+    raise NoMatch("no output holds what its parts become, one behind another", at=concats[0])
 
 
 def _leaves(

@@ -7,12 +7,25 @@ from dataclasses import dataclass
 
 from milopt.mil import Function, Var, dtype_name, is_symbolic, shape_of
 from milopt.passes.cache_pairs import Pair, kind_of, with_casts
-from milopt.passes.cache_states import Group
 from milopt.passes.slots import Slots, components, follow
 from milopt.reports import require
 from milopt.signature import windows_of
 
-__all__ = ["Draft", "flexible_draft", "open_masks", "static_draft"]
+__all__ = ["Draft", "Group", "flexible_draft", "open_masks", "static_draft"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cached tensors whose columns must stand in one order: those of attentions that share a mask.
+
+    ``axes`` are all values that hold the columns, with their axis; ``window`` is the number of past tokens that is
+    needed behind the new ones, where there is such a limit.
+    """
+
+    pairs: tuple[Pair, ...]
+    masks: tuple[str, ...]
+    axes: dict[Var, int]
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,19 +47,20 @@ class Draft:
 def static_draft(function: Function, pairs: list[Pair], metadata: Mapping[str, str]) -> Draft:
     """The draft of a function of fixed shapes; NoMatch where something depends on the order of the columns."""
     kinds: dict[str, str] = {}
-    groups: list[Group] = []
+    found: list[tuple[list[Pair], Slots]] = []
     for columns in dict.fromkeys(pair.columns for pair in pairs):
         those = [pair for pair in pairs if pair.columns == columns]
-        allowed = {var for pair in those for var in with_casts(pair.var)}
+        allowed = {var for pair in those for var in with_casts(pair.var) if var.name == pair.output}
         ignored = {tail for pair in those for tail in pair.tails}
         slots = follow({pair.var: pair.axis for pair in those}, function.inputs, allowed, ignored)
         require(slots.hidden and slots.masks, "no mask hides the slots that are not written yet")  # 4
         for pair in those:
             kinds[pair.past] = _kind(pair.var, slots)
-        groups += _groups(those, slots, windows_of(list(slots.masks), metadata))
+        found.append((those, slots))
     for pair in pairs:
         require(kinds[pair.past], "is it a key or a value?", at=pair.var)
-    return Draft(function, pairs, kinds, groups)
+    windows = windows_of([mask for _, slots in found for mask in slots.masks], metadata)
+    return Draft(function, pairs, kinds, [group for those, slots in found for group in _groups(those, slots, windows)])
 
 
 def _kind(var: Var, slots: Slots) -> str:
@@ -58,8 +72,6 @@ def _kind(var: Var, slots: Slots) -> str:
 def _groups(pairs: list[Pair], slots: Slots, windows: Mapping[str, int]) -> Iterator[Group]:
     for values in components(slots):
         those = tuple(pair for pair in pairs if pair.var in values)
-        if not those:
-            continue
         names = tuple(name for name in slots.masks if any(var.op is None and var.name == name for var in values))
         limits = [windows.get(name) for name in names]
         known = [limit for limit in limits if limit is not None]

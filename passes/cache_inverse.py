@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -28,9 +28,10 @@ from milopt.package import Model
 from milopt.passes.attention_products import with_symbols
 from milopt.passes.cache_drafts import open_masks
 from milopt.passes.cache_pairs import kind_of
+from milopt.passes.cache_sizes import require_other_size
 from milopt.passes.cache_texts import describe_pasts
 from milopt.passes.cache_written import Written, find_written
-from milopt.passes.resizing import require_resizable, resize
+from milopt.passes.resizing import resize
 from milopt.passes.slots import components, follow
 from milopt.pipeline import Pass
 from milopt.reports import NoMatch, Report, require
@@ -66,17 +67,16 @@ class StateToKv(Pass):
     def run(self, model: Model) -> Report:
         report = Report(self.name)
         plans: dict[str, _Plan] = {}
-        name = ""
-        try:
-            said = CacheSignature.from_metadata(model.metadata)
-            for name, function in model.functions.items():
-                states = [var for var in function.inputs.values() if is_state(var)]
-                report.tried += len(states)
+        said = CacheSignature.from_metadata(model.metadata)
+        for name, function in model.functions.items():
+            states = sum(map(is_state, function.inputs.values()))
+            report.tried += states
+            try:
                 if states:
                     plans[name] = _plan(function, said)
-        except NoMatch as why:
-            report.decline(name, why.at, why.text, *why.arguments)
-            return report
+            except NoMatch as why:
+                report.decline(name, why.at, why.text, *why.arguments)
+                return report
         if not plans:
             report.notes.append("there are no states")
             return report
@@ -110,8 +110,7 @@ def _hand_on(model: Model, report: Report) -> None:
     model.metadata[LAYOUT_KEY] = relaid.handed_on(cache, shapes).to_json()
 
 
-@dataclass(frozen=True)
-class _Plan:
+class _Plan(NamedTuple):
     """What to do to one function; everything was checked when it was made. ``axes`` are those that get another size."""
 
     function: Function
@@ -195,10 +194,11 @@ def _part(op: Builder, past: Var, combined: Combined, name: str, shape: Sequence
     rows = op.reshape(x=past, shape=[combined.count, *(dim or -1 for dim in combined.part)])
     at = _number(name)
     rank = rows.rank
+    begin = np.array([at, *[0] * (rank - 1)], np.int32)
     cut = op.slice_by_index(
         x=rows,
-        begin=np.array([at, *[0] * (rank - 1)], np.int32),
-        end=np.array([at + 1, *[0] * (rank - 1)], np.int32),
+        begin=begin,
+        end=begin + np.int32(1),
         end_mask=[False, *[True] * (rank - 1)],
         squeeze_mask=[True, *[False] * (rank - 1)],
     )
@@ -226,7 +226,7 @@ def _present(op: Builder, slot: CacheSlot, whole: Var, new: Var, axis: int) -> V
     if not final:
         cast: Var = op.cast(x=value, dtype=slot.dtype, name=slot.present)
         return cast
-    if slot.returned == "new" and value.name != slot.present:
+    if value.name != slot.present:
         made: Var = op.identity(x=value, name=slot.present)
         return made
     return value
@@ -268,22 +268,21 @@ def _plan(function: Function, said: CacheSignature | None) -> _Plan:
     if signature.prefix:  # [past | new] are the slots up to the new tokens, in their order: nothing else is to be known
         return _Plan(function, ordered, signature, axes)
     columns = {each.read: shape_of(each.read)[each.axis] for each in ordered}
+    gone = {each.read for each in ordered}
     for size in dict.fromkeys(columns.values()):
         sources = {each.read: each.axis for each in ordered if columns[each.read] == size}
         slots = follow(sources, function.inputs, set())  # 2
         for values in components(slots):
             inside = [(each, slot) for each, slot in zip(ordered, signature.slots, strict=True) if each.read in values]
-            if not inside:
-                continue
-            query = shape_of(inside[0][0].new)[inside[0][0].axis]
-            sizes = {slot.kept + query if slot.kept else signature.context for _, slot in inside}
+            sizes = {
+                slot.kept + shape_of(each.new)[each.axis] if slot.kept else signature.context for each, slot in inside
+            }
             require(len(sizes) == 1, "a mask is shared by pasts of different lengths", at=inside[0][0].update)
             (after,) = sizes
-            gone = {each.read for each in ordered}
-            changed = {var: axis for var, axis in slots.axes.items() if var in values and var not in gone}
             if after != size:
-                require_resizable(changed)
-                axes.append((changed, after))
+                held = {var: axis for var, axis in slots.axes.items() if var in values}
+                require_other_size(held)
+                axes.append(({var: axis for var, axis in held.items() if var not in gone}, after))
     return _Plan(function, ordered, signature, axes)
 
 

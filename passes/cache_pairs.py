@@ -83,8 +83,9 @@ def _returned(function: Function, concat: Operation, axis: int) -> tuple[str, Re
         return name, "all", ()
     for user in users_of(whole):
         if user.op_type == "slice_by_index" and is_tail(user, axis, shape_of(past)[axis]):
-            name = _output_of(function, user.outputs[0])
-            if name is not None and not users_of(user.outputs[0]):
+            tail = user.outputs[0]
+            name, ways = _output_of(function, tail), sum(map(is_output, with_casts(tail)))
+            if name is not None and ways == 1 and not users_of(tail):
                 return name, "kept", (user,)
     if (name := _output_of(function, new)) is not None and not is_output(whole):
         return name, "new", ()

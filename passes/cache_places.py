@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from milopt.mil import dtype_name, shape_of
-from milopt.passes.cache_drafts import Draft
+from milopt.mil import Var, dtype_name, shape_of
+from milopt.passes.cache_drafts import Draft, Group
 from milopt.passes.cache_pairs import Pair
-from milopt.passes.cache_states import Group, Plan, Update
-from milopt.passes.resizing import require_resizable
+from milopt.passes.cache_sizes import require_other_size
+from milopt.passes.cache_states import Plan, Update
 from milopt.reports import require
 from milopt.signature import CacheSignature, CacheSlot
 
@@ -25,8 +25,7 @@ _ALIGNED = 32
 _TURNS = 4
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(NamedTuple):
     """The options of ``kv-to-state``, and the most tokens that a call of any function takes."""
 
     layout: Layout
@@ -38,7 +37,8 @@ class Wanted:
 
 def planned(draft: Draft, options: Wanted, metadata: Mapping[str, str]) -> Plan:
     """What to do to the draft's function; NoMatch where its tensors don't go into states as ``options`` say."""
-    rings = {pair.past: ring for group in draft.groups for pair, ring in _rings(draft, group, options)}
+    turning = [(group, _ring(draft, group, options)) for group in draft.groups]
+    rings = {pair.past: ring for group, ring in turning for pair in group.pairs}
     context = _context(draft, options, metadata, rings)
     entries = list(_slots(draft, options.layout, rings, context))
     axis = draft.pairs[0].axis
@@ -47,30 +47,27 @@ def planned(draft: Draft, options: Wanted, metadata: Mapping[str, str]) -> Plan:
         for slot, pair in zip(entries, draft.pairs, strict=True)
     )
     masks = tuple(dict.fromkeys(mask for group in draft.groups for mask in group.masks))
-    turning = tuple(
-        dict.fromkeys(
-            (mask, ring) for group in draft.groups for mask in group.masks if (ring := rings[group.pairs[0].past])
-        )
-    )
     taken = draft.function.inputs.get(options.position)
     counts = options.position if taken is not None and dtype_name(taken) == "int32" else ""
     position = options.position if taken is None else ""
     if taken is not None and not counts:
         masks = tuple(dict.fromkeys((options.position, *masks)))
-    signature = CacheSignature(slots, position, masks, context, axis, turning, draft.prefix, counts)
+    over = dict.fromkeys((mask, ring) for group, ring in turning for mask in group.masks if ring)
+    signature = CacheSignature(slots, position, masks, context, axis, tuple(over), draft.prefix, counts)
     wholes = dict.fromkeys(pair.whole for pair in draft.pairs if pair.whole is not None)
     signature = replace(signature, combined=tuple(wholes))
-    for group in draft.groups:
-        size = rings[group.pairs[0].past] or context
-        if not draft.prefix and group.pairs[0].columns != size:
-            gone = {pair.var for pair in group.pairs}
-            require_resizable({var: axis for var, axis in group.axes.items() if var not in gone})  # 5
+    resized: list[tuple[dict[Var, int], int]] = []
+    for group, ring in turning:
+        size = ring or context
+        if {pair.columns for pair in group.pairs} != {size}:
+            require_other_size(group.axes)  # 5
+            resized.append((group.axes, size))
     update: Update = "mask" if options.update == "mask" else "slice"
-    return Plan(draft.function, draft.pairs, draft.groups, signature, update)
+    return Plan(draft.function, draft.pairs, signature, update, resized)
 
 
-def _rings(draft: Draft, group: Group, options: Wanted) -> Iterator[tuple[Pair, int]]:
-    """The cached tensors of a group with the size of their ring, 0 for none."""
+def _ring(draft: Draft, group: Group, options: Wanted) -> int:
+    """The size of the ring that a group's tensors are kept in, 0 for none."""
     kept = {pair.kept for pair in group.pairs}
     require(
         len(kept) == 1,
@@ -79,34 +76,33 @@ def _rings(draft: Draft, group: Group, options: Wanted) -> Iterator[tuple[Pair, 
     )
     (last,) = kept
     window = last + 1 if last else group.window if options.update == "ring" else None
-    size = 0
-    if window is not None and not draft.prefix:
-        size = window + options.longest - 1
-        size = -(-size // _ALIGNED) * _ALIGNED if size > _ALIGNED else size
-        if not last and size >= group.pairs[0].columns:
-            size = 0  # all of the context is no more
-    yield from ((pair, size) for pair in group.pairs)
+    if window is None:
+        return 0
+    size = window + options.longest - 1
+    size += -max(size - _ALIGNED, 0) % _ALIGNED
+    if not last and size >= min(pair.columns for pair in group.pairs):
+        return 0  # all of the context is no more
+    return size
 
 
 def _context(draft: Draft, options: Wanted, metadata: Mapping[str, str], rings: dict[str, int]) -> int:
     """How many tokens there may be."""
-    known = metadata.get(_CONTEXT_KEY, "")
     if options.context:
         require(
             options.context >= draft.query, "a call takes {} tokens, the context is {}", draft.query, options.context
         )
         return options.context
     if draft.prefix or all(rings.values()):
-        if known.isdecimal() and int(known):
+        known = metadata.get(_CONTEXT_KEY)
+        if known is not None and known.isdecimal() and int(known):
             return int(known)
         require(
             not draft.prefix, "its shape is flexible: say how many slots there are (context=N)", at=draft.pairs[0].var
         )
-    whole = {pair.columns for pair in draft.pairs if not rings[pair.past]}
-    if not whole:
-        full = [pair.columns for pair in draft.pairs if not pair.kept]
-        return int(max(full, default=_TURNS * max(rings.values())))
-    return int(next(pair.columns for pair in draft.pairs if not rings[pair.past]))
+    if whole := [pair.columns for pair in draft.pairs if not rings[pair.past]]:
+        return int(whole[0])
+    full = [pair.columns for pair in draft.pairs if not pair.kept]
+    return int(max(full, default=_TURNS * max(rings.values())))
 
 
 def _slots(draft: Draft, layout: Layout, rings: dict[str, int], context: int) -> Iterator[CacheSlot]:

@@ -25,40 +25,29 @@ from milopt.passes.cache_pairs import Pair
 from milopt.passes.resizing import resize
 from milopt.signature import CacheSignature, CacheSlot
 
-__all__ = ["Group", "Plan", "Update"]
+__all__ = ["Plan", "Update"]
 
 Update: TypeAlias = Literal["slice", "mask"]
 
 
 @dataclass(frozen=True)
-class Group:
-    """Cached tensors whose columns must stand in one order: those of attentions that share a mask.
-
-    ``axes`` are all values that hold the columns, with their axis; ``window`` is the number of past tokens that is
-    needed behind the new ones, where there is such a limit.
-    """
-
-    pairs: tuple[Pair, ...]
-    masks: tuple[str, ...]
-    axes: dict[Var, int]
-    window: int | None = None
-
-
-@dataclass(frozen=True)
 class Plan:
-    """What to do to one function; everything was checked when it was made."""
+    """What to do to one function; everything was checked when it was made.
+
+    ``resized`` are the axes that get another size: of values that hold the slots, which axis, and how many there are.
+    """
 
     function: Function
     pairs: list[Pair]
-    groups: list[Group]
     signature: CacheSignature
     update: Update
-    _taken: set[str] = field(default_factory=set[str], init=False)
+    resized: list[tuple[dict[Var, int], int]]
+    _taken: set[str] = field(default_factory=set[str])
     _bounds: dict[tuple[object, ...], tuple[Var, Var]] = field(
-        default_factory=dict[tuple[object, ...], "tuple[Var, Var]"], init=False
+        default_factory=dict[tuple[object, ...], "tuple[Var, Var]"]
     )
     _fresh: dict[tuple[object, ...], tuple[Var, Var | None]] = field(
-        default_factory=dict[tuple[object, ...], "tuple[Var, Var | None]"], init=False
+        default_factory=dict[tuple[object, ...], "tuple[Var, Var | None]"]
     )
 
     def rewrite(self) -> None:
@@ -66,37 +55,32 @@ class Plan:
         self._taken.update(value_names(function))
         self._drop_presents()
         op = self._builder(self.pairs[0])
-        added = signature.position and signature.position not in function.inputs
-        if added:
+        if signature.position:
             add_input(function, signature.position, (1,), "int32")
         states = self._states()
         current: dict[str, Var] = {}
         start, end = self._extent(op)
         for pair, slot in zip(self.pairs, signature.slots, strict=True):
             op = self._builder(pair)
-            if (name := slot.state) not in current:
+            name = slot.state
+            if name not in current:
                 current[name] = op.read_state(input=states[name], name=f"{name}_read")
-            written = self._written(op, pair, slot, current[slot.state], start, end)
-            current[slot.state] = op.coreml_update_state(state=states[slot.state], value=written)
-            replace_uses(pair.var, self._read(op, pair, slot, current[slot.state], end))
+            written = self._written(op, pair, slot, current[name], start, end)
+            current[name] = op.coreml_update_state(state=states[name], value=written)
+            replace_uses(pair.var, self._read(op, pair, slot, current[name], end))
             remove_if_dead([pair.concat])
         for name in dict.fromkeys(pair.input for pair in self.pairs):
             remove_input(function, name)
-        remove_if_dead([var.op for var in (end,) if var.op is not None])
-        rings = {slot.past: slot.ring for slot in signature.slots}
-        for group in self.groups:
-            size = rings[group.pairs[0].past] or signature.context
-            if group.pairs[0].columns != size and not signature.prefix:
-                gone = {pair.var for pair in group.pairs}
-                axes = {var: axis for var, axis in group.axes.items() if var not in gone and _is_there(var)}
-                resize(function, axes, size, self._taken)
+        assert end.op is not None
+        remove_if_dead([end.op])
+        for axes, size in self.resized:
+            resize(function, {var: axis for var, axis in axes.items() if _is_there(var)}, size, self._taken)
 
     def _drop_presents(self) -> None:
         presents = {pair.output for pair in self.pairs}
-        dropped = [var for var in self.function.outputs if var.name in presents]
-        self.function.set_outputs([var for var in self.function.outputs if var.name not in presents])
-        makers = [var.op for var in dropped if var.op is not None]
-        remove_if_dead([op for op in makers if not any(op is pair.concat for pair in self.pairs)])
+        outputs = [*self.function.outputs]
+        self.function.set_outputs([var for var in outputs if var.name not in presents])
+        remove_if_dead([var.op for var in outputs if var.op is not None])
 
     def _builder(self, pair: Pair) -> Builder:
         return Builder(pair.concat, self._taken)
@@ -106,7 +90,7 @@ class Plan:
         totals: dict[str, int] = {}
         shapes: dict[str, list[Any]] = {}
         for pair, slot in zip(self.pairs, self.signature.slots, strict=True):
-            totals[slot.state] = max(totals.get(slot.state, 0), slot.row + slot.rows)
+            totals[slot.state] = totals.get(slot.state, 0) + slot.rows
             shapes[slot.state] = self._whole(pair, slot)
         return {
             name: add_input(self.function, name, (rows, *shapes[name][1:]), "fp16", state=True)
@@ -127,13 +111,13 @@ class Plan:
             counter = inputs[signature.counts]
             start = counter
             if shape_of(counter) != (1,):
-                flat = op.reshape(x=counter, shape=[-1]) if counter.rank > 1 else counter
+                flat = counter if counter.rank == 1 else op.reshape(x=counter, shape=[-1])
                 start = op.slice_by_index(x=flat, begin=[0], end=[1], name=f"{signature.counts}_first")
         elif signature.position:
             start = inputs[signature.position]
         else:
             mask = inputs[signature.masks[0]]
-            end = op.gather(x=op.shape(x=mask), indices=np.array([mask.rank - 1], np.int32), axis=0, name="slots_end")
+            end = op.gather(x=op.shape(x=mask), indices=np.array([mask.rank - 1], np.int32), name="slots_end")
             return op.sub(x=end, y=length, name="slots_begin"), end
         return start, op.add(x=start, y=length, name=f"{signature.counts or signature.position}_end")
 
@@ -141,7 +125,7 @@ class Plan:
         pair = self.pairs[0]
         if not is_symbolic(pair.query):
             return np.array([pair.query], np.int32)
-        return op.gather(x=op.shape(x=pair.new), indices=np.array([pair.axis], np.int32), axis=0)
+        return op.gather(x=op.shape(x=pair.new), indices=np.array([pair.axis], np.int32))
 
     def _written(self, op: Builder, pair: Pair, slot: CacheSlot, state: Var, start: Var, end: Var) -> Var:
         """The state with the new tokens in their slots."""

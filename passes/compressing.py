@@ -6,14 +6,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf, log10
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import joblib
 import numpy as np
 from joblib.parallel import get_active_backend
 
 from milopt.building import Builder
-from milopt.mil import Var, dtype_name, producers, remove_if_dead, remove_ops, replace_uses, shape_of, value_names
+from milopt.mil import (
+    Var,
+    dtype_name,
+    operations,
+    producers,
+    remove_if_dead,
+    remove_ops,
+    replace_uses,
+    shape_of,
+    value_names,
+)
 from milopt.package import Model
 from milopt.package.making import hold
 from milopt.package.weights import Packed
@@ -82,6 +92,9 @@ class Plan(ABC):
         """Build what stands for the weight at ``place``. ``tensors`` are flat."""
 
 
+P = TypeVar("P", bound=Plan)
+
+
 @dataclass(frozen=True)
 class Coverage:
     """What became of one weight: ``form`` says how it is stored, ``reason`` why it was left alone."""
@@ -110,9 +123,10 @@ class CompressionReport(Report):
 
     coverage: list[Coverage] = field(default_factory=list[Coverage])
 
-    def sort(self, weights: Sequence[Weight]) -> None:
-        """Put the lines in the order of ``weights``."""
-        order = {(weight.places[0].function, weight.name): at for at, weight in enumerate(weights)}
+    def sort(self, model: Model) -> None:
+        """Put the lines in the order of the program."""
+        ops = ((name, op) for name, function in model.functions.items() for op in operations(function))
+        order = {(name, var.name): at for at, (name, op) in enumerate(ops) for var in op.outputs}
         self.coverage.sort(key=lambda each: order[each.functions[0], each.name])
 
     def take(self, plan: Plan, encoded: Encoded) -> None:
@@ -120,7 +134,7 @@ class CompressionReport(Report):
         found = snr(encoded.power, encoded.error)
         self.coverage.append(
             Coverage(
-                **_identity(plan.weight),
+                **_identity(plan.weight.places),
                 before=plan.weight.array.nbytes,
                 after=plan.nbytes,
                 form=plan.form,
@@ -134,13 +148,19 @@ class CompressionReport(Report):
         place = weight.places[0]
         self.decline(place.function, why.at if why.at is not None else place.op, why.text, *why.arguments)
         size = weight.array.nbytes
-        self.coverage.append(Coverage(**_identity(weight), before=size, after=size, reason=self.misses[-1].reason))
+        reason = self.misses[-1].reason
+        self.coverage.append(Coverage(**_identity(weight.places), before=size, after=size, reason=reason))
+
+    def keep(self, places: Sequence[Place], size: int) -> None:
+        """Note that a weight of ``size`` bytes was compressed before, and stays so."""
+        reason = f"compressed already, as {places[0].op.op_type}"
+        self.coverage.append(Coverage(**_identity(places), before=size, after=size, reason=reason))
 
     def restore(self, weight: Weight, before: int) -> None:
         """Note that a weight of ``before`` bytes is numbers again, of which none is lost."""
         size = weight.array.itemsize
         form = f"numbers, decoded from {weight.places[0].op.op_type}"
-        known = _identity(weight)
+        known = _identity(weight.places)
         self.coverage.append(
             Coverage(**known, before=before, after=weight.array.nbytes, form=form, bits=8 * size, snr=inf)
         )
@@ -150,12 +170,13 @@ class CompressionReport(Report):
         return "\n".join(map(str, self.coverage))
 
 
-def _identity(weight: Weight) -> dict[str, Any]:
+def _identity(places: Sequence[Place]) -> dict[str, Any]:
+    first = places[0].var
     return {
-        "name": weight.name,
-        "functions": tuple(dict.fromkeys(place.function for place in weight.places)),
-        "shape": shape_of(weight.places[0].var),
-        "dtype": dtype_name(weight.places[0].var),
+        "name": first.name,
+        "functions": tuple(dict.fromkeys(place.function for place in places)),
+        "shape": shape_of(first),
+        "dtype": dtype_name(first),
     }
 
 
@@ -185,13 +206,13 @@ class Totals:
         return snr(self.power, self.error)
 
 
-def compress(plans: Sequence[Plan], model: Model, report: CompressionReport) -> tuple[Totals, list[Plan]]:
+def compress(plans: Sequence[P], model: Model, report: CompressionReport) -> tuple[Totals, list[P]]:
     """Compress what is planned, put it in place, and report; returns the sums, and the plans that were carried out.
 
     The work goes through joblib: to threads on all cores, or to what ``joblib.parallel_config`` says. Only the weights
     that are being worked on are in memory.
     """
-    totals, done = Totals(), list[tuple[Plan, dict[str, Slot], Encoded]]()
+    totals, done = Totals(), list[tuple[P, dict[str, Slot], Encoded]]()
     spool = Spool()
     for plan, encoded in _encoded(plans, report.name):
         if encoded.wrong:
@@ -211,7 +232,7 @@ def compress(plans: Sequence[Plan], model: Model, report: CompressionReport) -> 
     return totals, [plan for plan, _, _ in done]
 
 
-def _encoded(plans: Sequence[Plan], what: str) -> Iterator[tuple[Plan, Encoded]]:
+def _encoded(plans: Sequence[P], what: str) -> Iterator[tuple[P, Encoded]]:
     """Each plan with its result. The large ones go first, so that no worker is left alone with one at the end."""
     ordered = sorted(plans, key=lambda plan: -plan.weight.array.size)
     found = spread(what, (plan.job() for plan in ordered), [plan.weight.array.size for plan in ordered])

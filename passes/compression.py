@@ -12,8 +12,8 @@ from milopt.calibration.statistics import Moments, Statistics
 from milopt.metrics import Lossy, Metric
 from milopt.mil import arguments, is_constexpr, operations, opset_of, shape_of, target
 from milopt.package import Model
-from milopt.passes.compressing import CompressionReport, Plan, Totals, compress
-from milopt.passes.decompression import weights_again
+from milopt.passes.compressing import CompressionReport, Totals, compress
+from milopt.passes.decompression import compressed_places, stored_bytes, weights_again
 from milopt.passes.palettes import PalettePlan, importance_of, nearest_divisor
 from milopt.passes.uses import (
     CHANNEL_AXES,
@@ -121,7 +121,7 @@ class Palettize(Pass):
             totals, done = compress(plans, model, report)
             if done:
                 self._sum_up(totals, done, report)
-        report.sort(weights)
+        report.sort(model)
         return report
 
     def _note_tables(self, plans: Sequence[PalettePlan], report: Report) -> None:
@@ -191,12 +191,12 @@ class Palettize(Pass):
             return made
         return replace(made, products=moments.products)
 
-    def _sum_up(self, totals: Totals, done: Sequence[Plan], report: Report) -> None:
+    def _sum_up(self, totals: Totals, done: Sequence[PalettePlan], report: Report) -> None:
         sum_up(totals, report)
         if self.granularity == "grouped-channel":
             groups: dict[str, int] = {}
             for plan in done:
-                if isinstance(plan, PalettePlan) and plan.group != self.group_size:
+                if plan.group != self.group_size:
                     used = "one table" if plan.tables == 1 else f"groups of {plan.group}"
                     text = f"{used} for {plan.layout.channels} channels instead of groups of {self.group_size}"
                     groups[text] = groups.get(text, 0) + 1
@@ -231,8 +231,10 @@ def inputs_of(weight: Weight, statistics: Statistics) -> tuple[Moments, Layout] 
     return (moments, inputs) if np.isfinite(moments.squares).all() and moments.squares.any() else None
 
 
-def note_compressed(model: Model, report: Report) -> None:
+def note_compressed(model: Model, report: CompressionReport) -> None:
     """Tell of weights that were compressed before the pass."""  # 6
+    for places in compressed_places(model):
+        report.keep(places, stored_bytes(places[0].op))
     for name, function in model.functions.items():
         for op in operations(function):
             for argument, var in arguments(op):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -9,17 +10,18 @@ import numpy as np
 
 from milopt.axes import axes_of
 from milopt.building import Builder
-from milopt.errors import MiloptError
 from milopt.layout.relations import OnRows
 from milopt.matching import Match
 from milopt.mil import (
     Function,
+    ListVar,
     Operation,
     Var,
     arguments,
     constant,
     dtype_name,
     is_constant,
+    is_output,
     is_symbolic,
     remove_if_dead,
     replace_uses,
@@ -27,6 +29,7 @@ from milopt.mil import (
 )
 from milopt.package import Model
 from milopt.passes.kernels import Reform, reformed
+from milopt.passes.layout import LayoutBc1s
 from milopt.passes.layout_choice import settle
 from milopt.passes.layout_reading import read
 from milopt.passes.layout_writing import Writing
@@ -62,48 +65,38 @@ class Conv1x1ToLinear(RulePass):
         return (ConvAsLinear(self.images),)
 
     def run(self, model: Model) -> Report:
-        named = {op for function in model.functions.values() for op in function.operations if op.op_type == "identity"}
+        before = {op for function in model.functions.values() for op in function.operations}
         report = super().run(model)
         if report.applied:
-            share_moves(model.program)
             apply((*MOVE_RULES, MergeUnitAxes(), LiftExpandDims()), model)
             share_moves(model.program)
             share_kernels(model.functions)
             for name, function in model.functions.items():
-                _drop_names(function, named)
+                _drop_names(function, before)
                 _lay_out(name, function, report)
         return report
-
-
-# what a dimension counts that is only known when the program runs: as in layout-bc1s
-_SEQUENCE = 64
 
 
 def _lay_out(name: str, function: Function, report: Report) -> None:
     """Give what was laid out for convolutions the layouts that suit linear layers, where that saves moves."""
     try:
-        reading = read(function, _SEQUENCE)
+        reading = read(function, LayoutBc1s.sequence)
         settled = settle([reading], OnRows)
         if settled.touched:
             Writing(reading, settled.modes, settled.touched).write()
     except NoMatch as why:
-        report.decline(name, why.at or "", why.text, *why.arguments)
-    except MiloptError as error:
-        report.decline(name, "", "{}", str(error))
+        report.decline(name, why.at, why.text, *why.arguments)
 
 
-def _drop_names(function: Function, named: set[Operation]) -> None:
-    """Let outputs be the values that an ``identity`` gives their names to, where ``named`` does not hold it."""
-    outputs = [*function.outputs]
-    for at, var in enumerate(outputs):
+def _drop_names(function: Function, before: set[Operation]) -> None:
+    """Let outputs be the values that an ``identity`` gives their names to, one that was not there ``before``."""
+    for var in list(function.outputs):
         op = var.op
-        if op is None or op.op_type != "identity" or op in named:
+        if op is None or op.op_type != "identity" or op in before:
             continue
         source: Var = op.inputs["x"]
-        if source.op is None or len(source.op.outputs) > 1 or source in outputs or source.op.op_type == "const":
+        if source.op is None or len(source.op.outputs) > 1 or is_output(source) or is_constant(source):
             continue
-        outputs[at] = source
-        function.set_outputs(outputs)
         replace_uses(var, source)
         remove_if_dead([op])
         source.name = source.op.name = var.name
@@ -133,11 +126,11 @@ class ConvAsLinear(Rule[_Place]):
         kernel = shape_of(m.weight)[2:]
         require(all(size == 1 for size in kernel), "its kernel is {}", "x".join(map(str, kernel)), at=m.weight)  # 1
         inputs = m.root.inputs
-        strides = constant(inputs.get("strides"))
-        require(strides is None or np.all(strides == 1), "its strides are {}", strides, at=m.root)
-        require(constant(inputs.get("groups")) in (None, 1), "it has {} groups", constant(inputs.get("groups")))
-        pads = constant(inputs.get("pad")) if constant(inputs.get("pad_type")) == "custom" else None
-        require(pads is None or not np.any(pads), "it pads by {}", pads, at=m.root)
+        strides, groups = constant(inputs["strides"]), constant(inputs["groups"])
+        require(np.all(strides == 1), "its strides are {}", strides)
+        require(groups == 1, "it has {} groups", groups)
+        pads = constant(inputs["pad"]) if constant(inputs["pad_type"]) == "custom" else 0
+        require(not np.any(pads), "it pads by {}", pads)
         require(dtype_name(m.x) in ("fp16", "fp32"), "linear takes no {}", dtype_name(m.x), at=m.x)  # 2
         place = _place(m.x)
         require(place is not None, "its operand has rank {}", m.x.rank, at=m.x)  # 3
@@ -191,20 +184,23 @@ _POOLS = frozenset({"avg_pool", "l2_pool", "max_pool", "reduce_max", "reduce_mea
 
 def _is_pooled(x: Var) -> bool:
     """Whether a value of (B, C, 1, 1) is made of an image: pooled, and perhaps seen by further layers since."""
+    return any(op.op_type in _POOLS and _place(value) == "image" for op, value in _sources(x))
+
+
+def _sources(x: Var) -> Iterator[tuple[Operation, Var]]:
+    """The ops that ``x`` and values of (B, C, 1, 1) before it are made by, each with what it reads."""
     todo, seen = [x], {x}
     while todo:
         op = todo.pop().op
-        if op is None or op.op_type == "const":
+        if op is None:
             continue
         for _, value in arguments(op):
-            if value.rank != 4 or value in seen or is_constant(value):
+            if value in seen or isinstance(value, ListVar):
                 continue
             seen.add(value)
-            if op.op_type in _POOLS and _place(value) == "image":
-                return True
+            yield op, value
             if tuple(shape_of(value)[2:]) == (1, 1):
                 todo.append(value)
-    return False
 
 
 def _perm(op: Operation | None) -> list[int]:
@@ -222,7 +218,7 @@ def _sizes(shape: list[Any]) -> list[int]:
     return [-1 if is_symbolic(size) else int(size) for size in shape]
 
 
-class MergeUnitAxes(Rule[tuple[int, ...]]):
+class MergeUnitAxes(Rule[tuple[str, tuple[int, ...]]]):
     """``squeeze`` and ``expand_dims`` in a row  ->  one of them, or ``x`` where its shape comes out."""
 
     def pattern(self, op: Ops, /, x: Value) -> Any:
@@ -233,7 +229,7 @@ class MergeUnitAxes(Rule[tuple[int, ...]]):
         )
         return op.one_of("second", squeeze=op.squeeze(x=first, axes=...), expand_dims=op.expand_dims(x=first, axes=...))
 
-    def check(self, m: Match, /) -> tuple[int, ...]:
+    def check(self, m: Match, /) -> tuple[str, tuple[int, ...]]:
         second, first = m.ops
         axes: list[int | None] = list(range(m.x.rank))
         for op in (first, second):
@@ -250,14 +246,11 @@ class MergeUnitAxes(Rule[tuple[int, ...]]):
         away = tuple(axis for pair in left for axis in pair[0])
         added = tuple(axis for pair in left for axis in pair[1])
         require(not away or not added, "axes {} go and others come", away)
-        return away or added
+        return ("squeeze", away) if away else ("expand_dims", added)
 
-    def rewrite(self, op: Builder, m: Match, facts: tuple[int, ...], /) -> Var:
-        x: Var = m.x
-        if not facts:
-            return x
-        wider = m.root.outputs[0].rank > x.rank
-        result: Var = op.expand_dims(x=x, axes=list(facts)) if wider else op.squeeze(x=x, axes=list(facts))
+    def rewrite(self, op: Builder, m: Match, facts: tuple[str, tuple[int, ...]], /) -> Var:
+        kind, axes = facts
+        result: Var = getattr(op, kind)(x=m.x, axes=list(axes)) if axes else m.x
         return result
 
 
@@ -287,7 +280,6 @@ class LiftExpandDims(Rule[tuple[int, ...]]):
     def check(self, m: Match, /) -> tuple[int, ...]:
         axes = _unit_axes(m.ops[1])
         require(m.x.rank + len(axes) - 1 not in axes, "its channels are a new axis", at=m.axes)
-        require(m.x.rank, "a single number", at=m.x)
         return tuple(axes)
 
     def rewrite(self, op: Builder, m: Match, facts: tuple[int, ...], /) -> Var:

@@ -32,7 +32,15 @@ from milopt.pipeline import Pass
 from milopt.reports import Report
 from milopt.spool import Slot, Spool
 
-__all__ = ["Decompress", "compressed_bytes", "compressed_weights", "decoded", "weights_again"]
+__all__ = [
+    "Decompress",
+    "compressed_bytes",
+    "compressed_places",
+    "compressed_weights",
+    "decoded",
+    "stored_bytes",
+    "weights_again",
+]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
@@ -53,7 +61,7 @@ class Decompress(Pass):
         weights = compressed_weights(model)
         taken = {name: value_names(function) for name, function in model.functions.items()}
         for weight in weights:
-            report.restore(weight, _stored_bytes(weight.places[0].op))
+            report.restore(weight, stored_bytes(weight.places[0].op))
             for place in weight.places:
                 made = Builder(place.op, taken[place.function]).const(val=weight.array.reshape(shape_of(place.var)))
                 put_in_place(place, made)
@@ -65,11 +73,11 @@ class Decompress(Pass):
         return report
 
 
-def _stored_bytes(op: Operation) -> int:
+def stored_bytes(op: Operation) -> int:
     """The bytes of the constants that a weight is made of."""
     parts = {var for _, var in arguments(op)}
     made = sum(bytes_of(shape_of(var), dtype_name(var)) for var in parts if _is_const(var))
-    return made + sum(_stored_bytes(maker) for maker in {var.op for var in parts if not _is_const(var)} if maker)
+    return made + sum(stored_bytes(maker) for maker in {var.op for var in parts if not _is_const(var)} if maker)
 
 
 def _is_const(var: Var) -> bool:
@@ -85,13 +93,18 @@ def weights_again(model: Model) -> list[Weight]:
 
 def compressed_bytes(model: Model) -> tuple[int, int]:
     """The bytes of all compressed weights of ops, as stored and as numbers; one that several hold counts once."""
-    firsts = [
-        places[0].op
+    firsts = [places[0].op for places in compressed_places(model)]
+    numbers = (bytes_of(shape_of(op.outputs[0]), dtype_name(op.outputs[0])) for op in firsts)
+    return sum(map(stored_bytes, firsts)), sum(numbers)
+
+
+def compressed_places(model: Model) -> list[list[Place]]:
+    """The places of every weight of an op that ``constexpr_*`` ops make, in program order."""
+    return [
+        places
         for places in _compressed(model)
         if any((op.op_type, name) in CHANNEL_AXES for place in places for name, op in consumers(place.var))
     ]
-    numbers = (bytes_of(shape_of(op.outputs[0]), dtype_name(op.outputs[0])) for op in firsts)
-    return sum(map(_stored_bytes, firsts)), sum(numbers)
 
 
 def compressed_weights(model: Model) -> list[Weight]:
@@ -152,12 +165,12 @@ def decoded(var: Var) -> Array:
     # here: the interpreter's rules come with torch
     from milopt.interpreter.ops.constexpr import constexpr
 
-    given = {name: _argument(op.op_type, name, decoded(each)) for name, each in arguments(op)}
+    given = {name: _argument(name, decoded(each)) for name, each in arguments(op)}
     found: Any = constexpr[op.op_type].function(**given)
     return flat(found)[op.outputs.index(var)] if isinstance(found, tuple) else found
 
 
-def _argument(op_type: str, name: str, value: Any) -> Any:
+def _argument(name: str, value: Any) -> Any:
     """Shapes and axes are plain numbers."""
     if name == "shape":
         return tuple(int(size) for size in value)

@@ -83,7 +83,7 @@ def exact_frequencies(values: Array, last: int = 0, *, wavelengths: bool = False
     return Frequencies(np.reshape(np.tile(exact, 2) if twice else exact, values.shape), form)
 
 
-@lru_cache(maxsize=64)
+@lru_cache
 def _identified(row: bytes, wavelengths: bool, last: int) -> tuple[Form | None, str]:
     bounds = _bounds(np.frombuffer(row, np.float16), wavelengths)
     if bounds is None:
@@ -150,7 +150,7 @@ def _fit(low: Array, high: Array, count: int | None = None) -> tuple[float, floa
     with np.errstate(divide="ignore", over="ignore"):
         least = float(np.max((high[1:] * factor) ** -power))
         most = float(np.min((low[1:] * factor) ** -power))
-    if most <= 1 or least > min(most, _LARGEST_BASE):
+    if least > min(most, _LARGEST_BASE):
         return None
     theta = next((base for base in BASES if least <= base <= most), None) or _shortest(max(least, 1.0), most)
     return None if theta is None else (theta, factor)
@@ -161,6 +161,6 @@ def _shortest(least: float, most: float) -> float | None:
     for digits in range(1, _DIGITS + 1):
         step = 10.0 ** (np.floor(np.log10(least)) - digits + 1)
         number = float(np.ceil(least / step * (1 - 1e-12)) * step)
-        if number <= most * (1 + 1e-12) and number > 0:
+        if number <= most * (1 + 1e-12):
             return number if number + step > most else None
     return None

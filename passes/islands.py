@@ -44,7 +44,8 @@ class Fp32Islands(Pass):
 
     def run(self, model: Model) -> Report:
         made = Made()
-        report = apply((WidenNorm(), WidenAngles(positions_of(model) or _ROWS, made)), model)
+        rows = max(positions_of(model) or _ROWS, 3)  # of which two steps are compared
+        report = apply((WidenNorm(), WidenAngles(rows, made)), model)
         report.name = self.name
         report.misses = [miss for miss in report.misses if miss.declined and miss.text != _DONE]
         if made.original_db < np.inf:
@@ -103,19 +104,19 @@ class WidenAngles(Rule[Tabulated]):
 
     def check(self, m: Match, /) -> Tabulated:
         require(dtype_name(m.angles) == "fp16", _DONE, at=m.angles)
-        found = tabulate(m.angles, 3, approximate=True)
+        found = tabulate(m.angles, self.rows, approximate=True)
         require(found.positions is not None, "its angles are constant", at=m.angles)
         step = np.diff(found.table, axis=0)
         # float64 has 16 digits, and the angles are at most a few products of numbers with 3
-        multiple = np.allclose(step[0], step[1], rtol=1e-12, atol=1e-12)
-        require(multiple, "its angles are no multiples of the positions", at=m.angles)
+        multiple = np.abs(step[1] - step[0]) <= 1e-12 * (1 + np.abs(step[0]))
+        require(np.all(multiple), "its angles are no multiples of the positions", at=m.angles)
         return found
 
     def rewrite(self, op: Builder, m: Match, facts: Tabulated, /) -> Var:
         for note in facts.notes:
             op.note(note)
-        exact = tabulate(m.root.outputs[0], self.rows, approximate=True).table
-        self.made.compare(exact, tabulate(m.root.outputs[0], self.rows, as_stored=True).table)
+        wave = np.cos if m.wave == "cos" else np.sin
+        self.made.compare(wave(facts.table), wave(tabulate(m.angles, self.rows, as_stored=True).table))
         angles: Var = op.cast(x=facts.positions, dtype="fp32")
         perm = [axis for axis in facts.axes if axis is not None]
         if perm != sorted(perm):

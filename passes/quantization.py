@@ -108,7 +108,7 @@ class Quantize(Pass):
                 f"SNR of the weights {totals.snr:.1f} dB, the lowest {totals.worst[0]:.1f} dB ({totals.worst[1]})",
                 *(f"{text} ({count} weights)" for text, count in self._other_blocks(done).items()),
             ]
-        report.sort(weights)
+        report.sort(model)
         return report
 
     def _plan(self, weight: Weight) -> IntegerPlan:
@@ -133,11 +133,11 @@ class Quantize(Pass):
         require(plan.nbytes < array.nbytes, "{} bytes would become {}", array.nbytes, plan.nbytes)  # 1
         return plan
 
-    def _other_blocks(self, plans: Sequence[Plan]) -> dict[str, int]:
+    def _other_blocks(self, plans: Sequence[IntegerPlan]) -> dict[str, int]:
         """What became of ``block_size`` where it does not divide the inputs, and how often."""
         found: dict[str, int] = {}
         for plan in plans if self.granularity == "block" else ():
-            if isinstance(plan, IntegerPlan) and plan.block != self.block_size:
+            if plan.block != self.block_size:
                 text = f"blocks of {plan.block} for {plan.inputs.channels} inputs instead of {self.block_size}"
                 found[text] = found.get(text, 0) + 1
         return found
@@ -194,10 +194,8 @@ class IntegerPlan(Plan):
         counts = self.counts(shape)
         if opset_of(place.op) < target.iOS18:
             return self._affine(op, shape, tensors)
-        inputs = {
-            "data": constant_of(op, "data", tensors["data"], shape),
-            "scale": constant_of(op, "scale", tensors["scale"], counts),
-        }
+        scale: Array = tensors["scale"]
+        inputs = {"data": constant_of(op, "data", tensors["data"], shape), "scale": scale.reshape(counts)}
         if self.shifted:
             inputs["offset"] = constant_of(op, "offset", tensors["offset"], counts)
         made: Var = op.constexpr_blockwise_shift_scale(**inputs)
@@ -217,9 +215,7 @@ class IntegerPlan(Plan):
         return made
 
 
-def encode_integers(
-    array: Array, counts: tuple[int, ...], dtype: IntegerType, symmetric: bool = True, clip: Clip = "minmax"
-) -> Encoded:
+def encode_integers(array: Array, counts: tuple[int, ...], dtype: IntegerType, symmetric: bool, clip: Clip) -> Encoded:
     """The tensors of a weight as integers: ``data``, ``scale`` and, where the form has one, ``offset``."""
     found = quantize(array, counts, dtype, symmetric=symmetric, clip=clip)
     kind = "fp16" if array.dtype == np.float16 else "fp32"
@@ -233,4 +229,4 @@ def encode_integers(
 
 
 def _stored(integers: Array, dtype: str) -> Array:
-    return integers if _BITS[dtype] == 8 else packed(integers.reshape(-1).view(np.uint8), 4)
+    return integers if _BITS[dtype] == 8 else packed(integers.ravel().view(np.uint8), 4)

@@ -26,7 +26,8 @@ def _share_in(block: Block) -> int:
         if earlier is op or op.outputs[0].consuming_blocks:
             continue
         replace_uses(op.outputs[0], earlier.outputs[0])
-        removed += remove_if_dead([op]) > 0
+        remove_if_dead([op])
+        removed += 1
     return removed
 
 

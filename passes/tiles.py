@@ -59,9 +59,7 @@ def _folded(function: Function) -> int:
 
 def _is_told(dim: Any, times: Any) -> bool:
     """Whether ``dim * times`` is a number, or one symbol."""
-    if times is None:
-        return False
-    return 1 in (dim, times) or not (is_symbolic(dim) or is_symbolic(times))
+    return times is not None and (1 in (dim, times) or not (is_symbolic(dim) or is_symbolic(times)))
 
 
 def _is_open(op: Operation) -> bool:

@@ -25,6 +25,18 @@ EQUIVALENT: dict[tuple[str, str], dict[tuple[str, str], str]] = {
             "op.one_of('weighed', op=op.real_div(x=powers, y=total), written=op.softmax(x=scores, axis=...))",
         ): _ORDER,
     },
+    ("passes/convolution_inverse.py", "MergeUnitAxes.pattern"): {
+        (
+            "op.one_of('first', squeeze=op.shared(op.squeeze(x=x, axes=...)), "
+            "expand_dims=op.shared(op.expand_dims(x=x, axes=...)))",
+            "op.one_of('first', squeeze=op.shared(op.expand_dims(x=x, axes=...)), "
+            "expand_dims=op.shared(op.squeeze(x=x, axes=...)))",
+        ): _ORDER,
+        (
+            "op.one_of('second', squeeze=op.squeeze(x=first, axes=...), expand_dims=op.expand_dims(x=first, axes=...))",
+            "op.one_of('second', squeeze=op.expand_dims(x=first, axes=...), expand_dims=op.squeeze(x=first, axes=...))",
+        ): _ORDER,
+    },
     ("passes/attention_writing.py", "scaled"): {
         ("factor /= float(number) or 1.0", "factor /= float(number) or 2.0"): (
             "the number is zero only where the factor is, and zero halved is zero"
@@ -182,12 +194,6 @@ EQUIVALENT: dict[tuple[str, str], dict[tuple[str, str], str]] = {
     },
     ("passes/residual.py", "_Stream._behind"): {
         ("self.layer_norms[user] = None", "self.layer_norms[user] = 0"): _SET,
-    },
-    ("passes/islands.py", "WidenAngles.check"): {
-        (
-            "tabulate(m.angles, 3, approximate=True)",
-            "tabulate(m.angles, 4, approximate=True)",
-        ): "three rows have the two steps that are compared, and a fourth is not looked at",
     },
     ("passes/notch.py", "SplitInputs._cut"): {
         ("return 0", "pass"): "no cut is asked for as what is false, and None is as well",

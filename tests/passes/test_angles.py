@@ -14,6 +14,8 @@ import pytest
 from milopt.interpreter import evaluate
 from milopt.mil import Function, Program, get_new_symbol, mb, target, types
 from milopt.passes.angles import Tabulated, tabulate
+from milopt.passes.frequencies import Frequencies
+from milopt.passes.rotary_forms import Yarn
 from milopt.reports import NoMatch, place_of
 
 ROWS, Q = 7, 3
@@ -64,7 +66,12 @@ def column(p: Any) -> Any:
     return mb.expand_dims(x=wide(p), axes=[-1])
 
 
+def narrow_column(p: Any) -> Any:
+    return mb.cast(x=column(p), dtype="fp16")
+
+
 ROW = np.array([0.5, 0.25], np.float32)
+SIX = np.arange(6, dtype=np.float32)[:, None]
 GRID = np.array([[0, 1, 2], [3, 4, 5]], np.float32)
 
 
@@ -200,6 +207,99 @@ def test_frequencies_are_restored_or_kept_as_stored() -> None:
     assert stored.notes == ()
 
 
+def test_wavelengths_are_restored_where_something_is_divided_by_them() -> None:
+    exact = 1e4 ** (np.arange(8) / 8)
+    rounded = exact.astype(np.float16)
+    found = table(built(lambda p: mb.real_div(x=narrow_column(p), y=rounded)))
+    np.testing.assert_allclose(found.table[3, 0], 3 / exact, rtol=1e-15)  # float64
+    assert found.notes == ("inverse frequencies that fp16 had rounded were restored: theta 10000",)
+    stored: dict[str, Body] = {
+        "divided": lambda p: mb.real_div(
+            x=(1 / exact).astype(np.float16), y=mb.add(x=narrow_column(p), y=np.float16(1))
+        ),
+        "added": lambda p: mb.add(x=narrow_column(p), y=(1 / exact).astype(np.float16)),
+    }
+    for name, body in stored.items():
+        found = table(built(body))
+        numbers = (1 / exact).astype(np.float16).astype(float)
+        np.testing.assert_array_equal(found.table[3, 0], numbers / 4 if name == "divided" else 3 + numbers)
+        assert found.notes == ()
+
+
+UNKNOWN = np.array([1, -0.3, 0.171, 0.0913], np.float16)
+WHY = "they are no inverse frequencies: some are negative, or not finite"
+
+
+@pytest.mark.parametrize("wavelengths", [False, True])
+def test_frequencies_that_nothing_explains(wavelengths: bool) -> None:
+    """Half a unit in the last place of the largest frequency, 2 ** -10 / 2, at the last position."""
+    row = (1 / UNKNOWN if wavelengths else UNKNOWN).astype(np.float16)
+
+    def body(p: Any) -> Any:
+        narrow = mb.cast(x=column(p), dtype="fp16")
+        made = mb.real_div if wavelengths else mb.mul
+        return made(x=narrow, y=mb.const(val=row, name="row"))
+
+    program = built(body)
+    out = program.functions["main"].outputs[0]
+    error = (ROWS - 1) * float(np.spacing(np.float16(1))) / 2
+    with pytest.raises(NoMatch) as raised:
+        tabulate(out, ROWS)
+    assert place_of(raised.value.at) == "row"
+    assert str(raised.value) == (
+        f"fp16 has rounded its inverse frequencies, and {WHY}: at position {ROWS - 1} an angle may be "
+        f" {error:.2g} rad off; approximate=true makes the table nevertheless"
+    )
+    found = tabulate(out, ROWS, approximate=True)
+    assert found.notes == (
+        f"the angles keep the fp16 rounding of the inverse frequencies, and may be {error:.2g} rad off at position "
+        f"{ROWS - 1}: {WHY}",
+    )
+    wide_row = row.astype(float)
+    np.testing.assert_array_equal(found.table[5, 0], 5 / wide_row if wavelengths else 5 * wide_row)
+
+
+def yarn(factor: Any, *, cosines: bool = True, divided: bool = False) -> Tabulated:
+    """Cosines of yarn's frequencies, or of the positions, times ``factor``."""
+    row = Yarn(1e4, 4.0, context=64).frequencies(16).astype(np.float16)
+
+    def body(p: Any) -> Any:
+        angles = mb.mul(x=narrow_column(p), y=row) if cosines else narrow_column(p)
+        return (mb.real_div if divided else mb.mul)(x=mb.cos(x=angles), y=factor)
+
+    return table(built(body))
+
+
+def test_frequencies_of_an_outer_product_are_restored() -> None:
+    exact = 1e4 ** (-np.arange(8) / 8)
+    found = table(built(lambda p: mb.matmul(x=narrow_column(p), y=exact.astype(np.float16)[None])))
+    np.testing.assert_array_equal(found.table[1, 0], exact)
+    assert found.notes == ("inverse frequencies that fp16 had rounded were restored: theta 10000",)
+
+
+def test_the_attention_factor_of_yarn(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = Yarn(1e4, 4.0, context=64)
+
+    def known(values: Any, *_: Any, **__: Any) -> Frequencies:
+        """Without the search for the form of 16 frequencies."""
+        found = np.reshape(exact.frequencies(16), values.shape) if values.size == 16 else values.astype(float)
+        return Frequencies(found, exact if values.size == 16 else None)
+
+    monkeypatch.setattr("milopt.passes.angles.exact_frequencies", known)
+    factor = exact.attention_factor
+    rounded = np.float16(factor)
+    assert factor not in (1.0, float(rounded))
+    cosines = np.cos(3 * exact.frequencies(16))
+    np.testing.assert_allclose(yarn(rounded).table[3, 0], cosines * factor, rtol=1e-15)  # float64
+    # another number, numbers for each frequency, and the number beside other angles stay what they are
+    np.testing.assert_allclose(yarn(np.float16(2)).table[3, 0], cosines * 2, rtol=1e-15)
+    row = exact.frequencies(16)
+    np.testing.assert_allclose(yarn(row.astype(np.float16)).table[3, 0], cosines * row, rtol=1e-15)
+    assert yarn(rounded, cosines=False).table[0, 0, 0] == float(rounded)
+    quotients = yarn(rounded, divided=True).table[3, 0]
+    np.testing.assert_allclose(quotients, cosines / float(rounded), rtol=1e-15)
+
+
 def test_notes_of_all_parts_are_kept_once() -> None:
     rounded = (1e4 ** (-np.arange(8) / 8)).astype(np.float16)
     others = (1e5 ** (-np.arange(8) / 8)).astype(np.float16)
@@ -277,6 +377,14 @@ REFUSALS: dict[str, tuple[Body, str, str]] = {
         )
         # axes are joined, split, in other order, or features go before positions
         for shape in ([Q * Q, 2], [Q, Q * 2], [2, Q, Q], [Q, 2, Q], [1, Q * 2 * Q], [Q * Q * 2])
+    },
+    **{
+        f"six features before positions reshaped to {shape}": (
+            lambda p, f, shape=shape: mb.reshape(x=mb.mul(x=SIX, y=wide(p)), shape=shape, name="other"),
+            "other",
+            "it reshapes angles across the positions",
+        )
+        for shape in ([Q * 6], [3, Q * 2], [Q, 6], [2, Q * 3])
     },
     "an axis of one position lost": (
         lambda tall, f: mb.reshape(x=wide(tall), shape=[Q], name="other"),
@@ -367,6 +475,49 @@ def test_positions_of_any_number_are_reshaped(shape: tuple[int, ...], axes: tupl
             table(program)
     else:
         assert table(program).axes == axes
+
+
+@pytest.mark.parametrize("shape", [(4, -1), (-1, 6), (-1,), (-1, 4), (2, -1)])
+def test_features_are_not_mixed_with_positions_of_any_number(shape: tuple[int, ...]) -> None:
+    """Four axes of features can't be had of six: what the symbol then counts is another number."""
+    program = built(lambda p: mb.reshape(x=mb.mul(x=SIX, y=wide(p)), shape=shape), (get_new_symbol(),))
+    with pytest.raises(NoMatch, match="it reshapes angles across the positions"):
+        table(program)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [((2, 3, None), (None, None, 0)), ((6, None, 1), (None, 0, None)), ((3, None, 2), None), ((4, None), None)],
+)
+def test_a_file_names_its_symbols_anew(shape: tuple[Any, ...], axes: tuple[int | None, ...] | None) -> None:
+    body: Body = lambda p: mb.reshape(x=mb.mul(x=SIX, y=wide(p)), shape=(6, -1))  # noqa: E731
+    program = built(body, (get_new_symbol(),))
+    (op,) = [op for op in program.functions["main"].operations if op.op_type == "reshape"]
+    many = get_new_symbol()
+    value: Any = op.outputs[0]
+    value._sym_type = types.tensor(types.fp32, tuple(many if size is None else size for size in shape))
+    if axes is None:
+        with pytest.raises(NoMatch, match="it reshapes angles across the positions"):
+            table(program)
+    else:
+        found = table(program)
+        assert found.axes == axes
+        assert found.table.shape == (ROWS, *(1 if size is None else size for size in shape))
+
+
+def test_two_symbols_are_told_apart() -> None:
+    """A reshape between values that hold several lengths each is of those whose names are the same."""
+    first, second = get_new_symbol(), get_new_symbol()
+    program = built(lambda p: mb.reshape(x=wide(p), shape=(1, -1)), (first, second))
+    (op,) = [op for op in program.functions["main"].operations if op.op_type == "reshape"]
+    value: Any = op.outputs[0]
+    for shape, axes in (((1, first, second, 1), (None, 0, 1, None)), ((second, first), None)):
+        value._sym_type = types.tensor(types.fp32, shape)
+        if axes is None:
+            with pytest.raises(NoMatch, match="it reshapes angles across the positions"):
+                table(program)
+        else:
+            assert table(program).axes == axes
 
 
 def test_integers_that_are_computed_are_positions_themselves() -> None:

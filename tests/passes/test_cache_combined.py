@@ -108,10 +108,14 @@ PARTS = 4
 
 
 def decoder(
-    apart: Build, together: Callable[[list[Any], list[Any], Any], Any], past: tuple[Any, ...], heads: int = 2
+    apart: Build,
+    together: Callable[[list[Any], list[Any], Any], Any],
+    past: tuple[Any, ...],
+    heads: int = 2,
+    kind: Any = types.fp16,
 ) -> Program:
     """Two layers; ``apart(past, at, x)`` is a past, ``together(wholes, news, x)`` what goes out."""
-    specs = [mb.TensorSpec((1, heads, 1, SIZE), types.fp16), mb.TensorSpec(past, types.fp16)]
+    specs = [mb.TensorSpec((1, heads, 1, SIZE), types.fp16), mb.TensorSpec(past, kind)]
 
     @mb.program(input_specs=[*specs, mb.TensorSpec((1, 1, 1, 6), types.fp16)], opset_version=target.iOS18)
     def program(x: Any, past: Any, mask: Any) -> Any:

@@ -540,6 +540,37 @@ def test_equal_moves_become_one() -> None:
     assert share_moves(program) == 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("transpose", {"perm": [1, 0]}),
+        ("expand_dims", {"axes": [1]}),
+        ("squeeze", {"axes": [0]}),
+        ("reshape", {"shape": [5, 1]}),
+        ("relu", {}),
+    ],
+)
+def test_which_ops_are_moves(kind: str, given: Any) -> None:
+    def build(x: Any) -> Any:
+        made = [getattr(mb, kind)(x=x, **given) for _ in range(3)]
+        users = (mb.exp, mb.square, mb.sign)
+        return tuple(user(x=each, name=f"out{at}") for at, (user, each) in enumerate(zip(users, made, strict=True)))
+
+    before, after = twice(lambda: program_of(build, ((1, 5), FP32)))
+    assert share_moves(after) == (0 if kind == "relu" else 2)
+    assert op_types(after).count(kind) == (3 if kind == "relu" else 1)
+    assert_same(before, after)
+
+
+def test_moves_that_nothing_uses_are_not_counted() -> None:
+    def build(x: Any) -> Any:
+        mb.transpose(x=x, perm=[1, 0])
+        return mb.relu(x=x)
+
+    program = program_of(build, ((1, 5), FP32))
+    assert (share_moves(program), op_types(program)) == (0, ["transpose", "relu"])
+
+
 def test_moves_that_are_not_equal_or_are_outputs_stay() -> None:
     assert share_moves(shared(axes=[0, 2, 1], other=[0, 1, 2])) == 0
     assert share_moves(shared(axes=[0, 2, 1], other=[0, 2, 1], output=True)) == 0

@@ -15,7 +15,8 @@ import pytest
 from milopt.mil import Program, get_new_symbol, mb, types
 from milopt.package import load
 from milopt.passes.convolution_inverse import Conv1x1ToLinear, ConvAsLinear, LiftExpandDims, MergeUnitAxes
-from milopt.reports import Report
+from milopt.passes.layout_ops import ENTRIES, Entry
+from milopt.reports import NoMatch, Report
 from milopt.rules import apply
 from milopt.text import text
 
@@ -340,13 +341,18 @@ def test_siblings_share_their_moves_and_kernels() -> None:
     assert_same(before, after)
 
 
-@pytest.mark.parametrize("source", ["an input", "one of several results", "an output itself"])
+@pytest.mark.parametrize("source", ["an input", "one of several results", "an output itself", "a constant"])
 def test_names_that_only_an_identity_can_give(source: str) -> None:
     """Two moves go, and what is left has a name of its own, or none to give up: an op of two results, an input."""
 
     def build(x: Any) -> Any:
         parts = mb.split(x=x, num_splits=2, axis=0, name="parts")
-        given = {"an input": x, "one of several results": parts[0], "an output itself": mb.relu(x=x, name="first")}
+        given = {
+            "an input": x,
+            "one of several results": parts[0],
+            "an output itself": mb.relu(x=x, name="first"),
+            "a constant": mb.const(val=BIAS, name="held"),
+        }
         kept = mb.squeeze(x=mb.expand_dims(x=given[source], axes=[0]), axes=[0], name="kept")
         made = mb.conv(x=parts[1], weight=np.ones((4, 6, 1), np.float32), name="out")
         return (given[source], kept, made) if source == "an output itself" else (kept, made)
@@ -357,4 +363,139 @@ def test_names_that_only_an_identity_can_give(source: str) -> None:
     assert [var.name for var in after.functions["main"].outputs] == names
     assert op_types(after).count("identity") == 1
     assert {op.name for op in after.functions["main"].operations} >= {"kept"}
+    assert_same(before, after)
+
+
+def test_an_output_that_is_an_input_and_several_that_get_their_names_back() -> None:
+    def build(x: Any) -> Any:
+        made = [mb.conv(x=each(x=x), weight=np.ones((4, 6, 1), np.float32)) for each in (mb.relu, mb.exp)]
+        return (x, *(mb.transpose(x=y, perm=[0, 2, 1], name=name) for y, name in zip(made, "ab", strict=True)))
+
+    before, after = (program_of(build, ((2, 6, 5), FP32)) for _ in range(2))
+    assert run(after).applied == 2
+    main = after.functions["main"]
+    assert [(var.name, var.op.op_type if var.op else "") for var in main.outputs] == [
+        ("x", ""),
+        ("a", "linear"),
+        ("b", "linear"),
+    ]
+    assert "identity" not in op_types(after)
+    assert_same(before, after)
+
+
+KERNEL: Any = np.ones((6, 6, 1, 1), np.float32)
+POOLED = "it sees what was pooled from an image"
+
+
+def seen(between: Any, shape: tuple[int, ...] = (1, 6, 4, 4)) -> Program:
+    """A layer on what ``between`` makes of an input, named ``between``."""
+    return program_of(lambda x: mb.conv(x=between(x), weight=KERNEL, name="out"), (shape, FP32))
+
+
+def mean(x: Any, *axes: int, name: str = "pooled") -> Any:
+    return mb.reduce_mean(x=x, axes=list(axes), keep_dims=True, name=name)
+
+
+@pytest.mark.parametrize(
+    "pool", ["avg_pool", "l2_pool", "max_pool", "reduce_max", "reduce_mean", "reduce_min", "reduce_sum"]
+)
+def test_every_pool_of_an_image(pool: str) -> None:
+    def pooled(x: Any) -> Any:
+        if pool.startswith("reduce"):
+            return getattr(mb, pool)(x=x, axes=[2, 3], keep_dims=True, name="pooled")
+        return getattr(mb, pool)(x=x, kernel_sizes=[4, 4], pad_type="valid", name="pooled")
+
+    assert refusals(RULE, seen(pooled)) == [(POOLED, "pooled")]
+    assert apply(ConvAsLinear(images=True), seen(pooled)).applied == 1
+
+
+def test_layers_behind_a_pool_stay_however_many() -> None:
+    def build(x: Any) -> Any:
+        return mb.relu(x=doubled(mb.conv(x=mean(x, 2, 3), weight=KERNEL, name="first")), name="last")
+
+    assert refusals(RULE, seen(build)) == [(POOLED, "pooled"), (POOLED, "last")]
+
+
+def doubled(x: Any) -> Any:
+    y = mb.relu(x=x)
+    for _ in range(40):
+        y = mb.add(x=y, y=y)
+    return y
+
+
+@pytest.mark.parametrize(
+    ("between", "shape"),
+    [
+        (lambda x: mb.relu(x=x), (1, 6, 1, 1)),
+        (doubled, (1, 6, 1, 1)),
+        (lambda x: mean(x, 3), (1, 6, 1, 4)),
+        (lambda x: mean(x, 2), (1, 6, 4, 1)),
+        (lambda x: mean(x, 2), (1, 6, 4, 4)),
+        (lambda x: mean(mb.relu(x=x), 3), (1, 6, 4, 4)),
+        (lambda x: mb.slice_by_size(x=x, begin=[0, 0, 0, 0], size=[1, 6, 1, 1]), (1, 6, 4, 4)),
+        (lambda x: mean(mb.conv(x=mean(x, 2), weight=KERNEL), 3), (1, 6, 4, 4)),
+        (lambda x: mean(x, 2, 3), (1, 6, 1, 1)),
+        (lambda x: mean(mb.expand_dims(x=x, axes=[0, 3]), 2), (6, 4)),
+        (lambda x: mb.expand_dims(x=mb.reduce_mean(x=x, axes=[2], keep_dims=True), axes=[3]), (1, 6, 4)),
+    ],
+)
+def test_one_token_that_no_image_was_pooled_to(between: Any, shape: tuple[int, ...]) -> None:
+    program = seen(between, shape)
+    assert apply(RULE, program).applied == op_types(seen(between, shape)).count("conv")
+
+
+def test_what_lies_in_a_list_is_no_image() -> None:
+    def build(x: Any) -> Any:
+        held = mb.make_list(init_length=2, elem_shape=(1, 6, 1, 1), dtype="fp32", dynamic_length=False)
+        one = mb.list_read(ls=mb.list_write(ls=held, index=0, value=x), index=0)
+        return mb.conv(x=one, weight=KERNEL, name="out")
+
+    program = program_of(build, ((1, 6, 1, 1), FP32))
+    assert run(program).applied == 1
+    assert op_types(program) == ["make_list", "list_write", "list_read", "reshape", "linear", "reshape"]
+
+
+def test_images_of_another_op_stay() -> None:
+    reason = "it is a convolution of images, where linear is not worth its transposes"
+    assert refusals(RULE, seen(lambda x: mb.relu(x=x, name="positive"))) == [(reason, "positive")]
+
+
+def between_layers() -> Program:
+    """Over channels, as a softmax there is, a linear layer's layout saves the moves between two."""
+
+    def build(x: Any) -> Any:
+        y = mb.silu(x=mb.conv(x=x, weight=KERNEL), name="gate")
+        return mb.conv(x=mb.softmax(x=y, axis=1), weight=KERNEL, name="out")
+
+    return program_of(build, ((1, 6, 1, 5), FP32))
+
+
+def test_what_lies_between_layers_is_laid_out_for_them() -> None:
+    before, after = twice(between_layers)
+    report = run(after)
+    assert (report.applied, report.misses) == (2, [])
+    assert body(after) == [
+        "%0: fp32[1, 1, 5, 6] = transpose(x=%x, perm=[0, 2, 3, 1])",
+        "%1: fp32[1, 5, 6] = squeeze(x=%0, axes=[1])",
+        "%2: fp32[1, 5, 6] = linear(x=%1, weight=w0)",
+        "%3: fp32[1, 5, 6] = silu(x=%2)",
+        "%4: fp32[1, 5, 6] = softmax(x=%3, axis=2)",
+        "%5: fp32[1, 5, 6] = linear(x=%4, weight=w0)",
+        "%6: fp32[1, 6, 5] = transpose(x=%5, perm=[0, 2, 1])",
+        "%7: fp32[1, 6, 1, 5] = expand_dims(x=%6, axes=[2])",
+    ]
+    assert_same(before, after)
+
+
+@pytest.mark.parametrize("placed", [True, False])
+def test_what_cannot_be_laid_out_is_told(placed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(op: Any, *_: Any) -> Any:
+        raise NoMatch("{} is refused", op.op_type, at=op if placed else None)
+
+    monkeypatch.setitem(ENTRIES, "silu", Entry(ENTRIES["silu"].read, refuse))
+    before, after = twice(between_layers)
+    report = run(after)
+    told = [(miss.function, miss.place, miss.reason) for miss in report.misses]
+    assert (report.applied, told) == (2, [("main", "gate" if placed else "", "silu is refused")])
+    assert op_types(after).count("transpose") == 4
     assert_same(before, after)

@@ -158,3 +158,14 @@ def test_the_forms_that_are_tried() -> None:
 def test_attention_factors_of_yarn_begin_beyond_one() -> None:
     assert Yarn(1e4, 1.0).attention_factor == 1.0
     assert Yarn(1e4, 2.0).attention_factor == pytest.approx(0.1 * np.log(2) + 1)
+
+
+def test_what_rounds_to_a_number() -> None:
+    """Half way to the neighbours, and a millionth beyond: below a power of two they are nearer."""
+    found = frequencies._bounds(np.array([1, 0.75], np.float16), wavelengths=False)  # pyright: ignore[reportPrivateUsage]
+    assert found is not None
+    low, high = found
+    step = 2.0**-11
+    # 1e-12: float64, and far less than the millionth
+    np.testing.assert_allclose(low, [(1 - step / 2) * (1 - 1e-6), (0.75 - step / 2) * (1 - 1e-6)], rtol=1e-12)
+    np.testing.assert_allclose(high, [(1 + step) * (1 + 1e-6), (0.75 + step / 2) * (1 + 1e-6)], rtol=1e-12)

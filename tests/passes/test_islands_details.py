@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from milopt.metrics import Lossy
-from milopt.mil import Program, mb, target, types
+from milopt.metrics import Exact, Lossy
+from milopt.mil import Program, constant, mb, target, types
 from milopt.package import load
+from milopt.passes.angles import Tabulated, tabulate
 from milopt.passes.islands import Fp32Islands, WidenAngles, WidenNorm
-from milopt.passes.rope import Made
+from milopt.passes.rope import CONTEXT_KEY, Made
+from milopt.passes.rotary_forms import Dynamic
 
 from .refusals import body, refusals
 from .test_islands import EXACT, norm, rotation, run
@@ -165,3 +167,120 @@ def test_frequencies_of_no_known_form_are_taken_as_they_are() -> None:
     assert run(program).applied == 2
     told = ", ".join(str(value) for value in odd.astype(np.float32))
     assert lines(program)[2] == f"fp32[1, 5, 4] = mul(x=%1, y=[[[{told}]]])"
+
+
+def least(rows: int) -> float:
+    """The signal-to-noise ratio of the original's cosines and sines, at the position where it is worst."""
+    made = Made()
+    for var in rotation(EXACT.astype(F16)).functions["main"].outputs:
+        exact, stored = (tabulate(var, rows, as_stored=as_stored).table for as_stored in (False, True))
+        made.compare(exact, stored)
+    return made.original_db
+
+
+def test_what_restored_frequencies_may_change() -> None:
+    """As many positions count as the model says it has, or 4096; beyond 45 dB the rest of the program tells."""
+    assert Fp32Islands.metric == Exact(safe_in=("declared",))
+    assert WidenAngles().rows == 4096
+    for rows, wanted in ((None, least(4096) - 10), (300, least(300) - 10), (1, 35.0)):
+        model = load(rotation(EXACT.astype(F16)))
+        if rows is not None:
+            model.metadata[CONTEXT_KEY] = str(rows)
+        assert Fp32Islands().run(model).metric == Lossy(wanted)
+    assert least(4096) < least(300) < 45 < least(3)
+
+
+@pytest.mark.parametrize(("rows", "last"), [(None, 4095), (300, 299), (1, 2)])
+def test_frequencies_that_nothing_explains_are_taken_as_they_are(rows: int | None, last: int) -> None:
+    row = np.array([1, -0.3, 0.171, 0.0913], F16)
+    program = rotation(row)
+    model = load(program)
+    if rows is not None:
+        model.metadata[CONTEXT_KEY] = str(rows)
+    report = Fp32Islands().run(model)
+    assert (report.applied, report.metric, len(report.notes)) == (2, None, 1)
+    error = last * 2.0**-10 / 2  # half a unit in the last place of 1
+    assert report.notes[0] == (
+        f"the angles keep the fp16 rounding of the inverse frequencies, and may be {error:.2g} rad off at position "
+        f"{last}: they are no inverse frequencies: some are negative, or not finite"
+    )
+    assert slopes(program) == row.tolist()
+
+
+@pytest.mark.parametrize("kind", ["cos", "sin"])
+def test_cosines_and_sines_are_compared_each_with_its_own(kind: str) -> None:
+    """Without the other: of angles a fifth off at most, a cosine changes less than a sine does."""
+
+    @mb.program(input_specs=[mb.TensorSpec((1, 5), types.int32)], opset_version=target.iOS17)
+    def program(position_ids: Any) -> Any:
+        column = mb.cast(x=mb.expand_dims(x=position_ids, axes=[2]), dtype="fp16")
+        return getattr(mb, kind)(x=mb.mul(x=column, y=EXACT.astype(F16).reshape(1, 1, -1)), name="out")
+
+    made = Made()
+    exact, stored = (np.arange(4096)[:, None] * row for row in (EXACT, EXACT.astype(F16).astype(float)))
+    made.compare(getattr(np, kind)(exact), getattr(np, kind)(stored))
+    found = run(program).metric
+    assert isinstance(found, Lossy)
+    assert found.min_snr_db == pytest.approx(made.original_db - 10, rel=1e-9)  # float64
+
+
+def slopes(program: Program) -> list[float]:
+    """What the positions are multiplied with first."""
+    product = next(op for op in program.functions["main"].operations if op.op_type == "mul")
+    found: list[float] = constant(product.inputs["y"]).ravel().tolist()
+    return found
+
+
+def test_frequencies_that_several_forms_explain_are_taken_as_they_are() -> None:
+    """Forms whose angles are the same for the first positions, and not for the last, are not told apart by those."""
+    row = Dynamic(1e6, ratio=12.0).frequencies(8).astype(F16)
+    few, many = rotation(row), rotation(row)
+    assert (
+        run(many)
+        .notes[0]
+        .endswith("several closed forms explain them: theta 1000000, dynamic: 12; theta 500000, dynamic: 22")
+    )
+    assert slopes(many) == row.tolist()
+    model = load(few)
+    model.metadata[CONTEXT_KEY] = "3"
+    assert "restored" in Fp32Islands().run(model).notes[0]
+    assert slopes(few) == Dynamic(1e6, ratio=12.0).frequencies(8).astype(np.float32).tolist()
+
+
+@pytest.mark.parametrize(
+    ("steps", "fits"),
+    [
+        ((1.0, 1.0), True),
+        ((1.0, 1.0 + 1.8e-12), True),
+        ((1.0, 1.0 + 2.5e-12), False),
+        ((1.0, 1.0 - 2.5e-12), False),
+        ((0.0, 1e-12), True),
+        ((0.0, 1.5e-12), False),
+        ((-1.0, -1.0 - 1.8e-12), True),
+        ((-1e3, -1e3 - 5e-10), True),
+        ((1e3, 1e3 + 3e-9), False),
+    ],
+)
+def test_steps_are_equal_as_far_as_float64_tells(
+    steps: tuple[float, float], fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = rotation(HALVES)
+    wave = next(op for op in program.functions["main"].operations if op.op_type == "cos")
+    real = tabulate(wave.inputs["x"], 3)
+    numbers: Any = np.zeros((3, 1, 1, 4))
+    numbers[:, 0, 0, 1] = np.cumsum([0.0, *steps])
+
+    def made(*_: Any, **__: Any) -> Tabulated:
+        return Tabulated(real.positions, real.axes, numbers)
+
+    monkeypatch.setattr("milopt.passes.islands.tabulate", made)
+    report = run(program)
+    told = [miss.reason for miss in report.misses]
+    assert (report.applied, told) == ((2, []) if fits else (0, ["its angles are no multiples of the positions"] * 2))
+
+
+def test_rules_with_other_results_are_the_same_rule() -> None:
+    """What a run has made is no part of what the rule is."""
+    one, other = WidenAngles(5, Made()), WidenAngles(5, Made(original_db=3.0))
+    assert (one == other, hash(one) == hash(other), one == WidenAngles(6)) == (True, True, False)
+    assert WidenAngles().made is not WidenAngles().made

@@ -15,6 +15,7 @@ from milopt.package import load
 from milopt.passes.attention import FuseSdpa
 from milopt.passes.gqa import PackGqa
 from milopt.passes.tiles import fold_tiles
+from milopt.text import text
 
 I32: Any = np.int32
 HEADS, SIZE = 4, 2
@@ -169,7 +170,8 @@ def test_a_mask_that_is_repeated_for_every_row() -> None:
     assert fold_tiles(load(program)) == 0
 
 
-def test_repetitions_by_a_number_of_the_input_stay_unknown() -> None:
+@pytest.mark.parametrize("width", [1, 3])
+def test_repetitions_by_a_number_of_the_input_stay_unknown(width: int) -> None:
     """One size is known, and one is what an input says, or a product of two that are not known."""
 
     def build(x: Any) -> Any:
@@ -182,12 +184,55 @@ def test_repetitions_by_a_number_of_the_input_stay_unknown() -> None:
         chosen = mb.select(cond=mb.equal(x=reps, y=I32(-1)), a=mine, b=reps)
         return mb.relu(x=mb.tile(x=x, reps=mb.real_div(x=chosen, y=I32([1, 1, 1, 1]))))
 
-    program = program_of(build, (1, 3, ROWS, SIZE))
+    program = program_of(build, (1, width, ROWS, SIZE))
     before = shape_of(output_of(program))
     assert all(map(is_symbolic, before))
     assert fold_tiles(load(program)) == 1
     after = shape_of(output_of(program))
     assert after == (2, before[1], before[2], SIZE)
+
+
+def repeated(shape: tuple[Any, ...], reps: Reps) -> Program:
+    return program_of(lambda x: mb.relu(x=mb.tile(x=x, reps=reps(x))), shape)
+
+
+def read_off(x: Any) -> Any:
+    """Repetitions that the elements of an input say."""
+    return mb.cast(x=mb.reduce_max(x=x, axes=[0, 1, 2], keep_dims=False), dtype="int32")
+
+
+def always_rows(x: Any) -> Any:
+    return mb.concat(values=[mb.gather(x=mb.shape(x=x), indices=I32([2, 2, 2]))], axis=0)
+
+
+# the second: as often as there are rows, of 3 and of 2, which are numbers that no symbol stands for
+@pytest.mark.parametrize(("shape", "reps"), [((1, 3, ROWS, 4), read_off), ((3, 2, ROWS), always_rows)])
+def test_repetitions_of_which_nothing_is_known(shape: Any, reps: Reps) -> None:
+    program = repeated(shape, reps)
+    before = text(program)
+    assert fold_tiles(load(program)) == 0
+    assert text(program) == before
+
+
+def test_sizes_that_are_numbers_times_symbols_stay_symbols() -> None:
+    """Three times as many as there are rows is no size that is named; one time, or of one, it is."""
+
+    def by_rows(x: Any) -> Any:
+        rows = mb.gather(x=mb.shape(x=x), indices=I32([2]), axis=0)
+        return mb.real_div(x=mb.concat(values=[rows, rows, I32([1, 5])], axis=0), y=I32([1, 1, 1, 1]))
+
+    program = repeated((3, 1, ROWS, SIZE), by_rows)
+    before = shape_of(output_of(program))
+    assert fold_tiles(load(program)) == 1
+    assert shape_of(output_of(program)) == (before[0], ROWS, ROWS, 5 * SIZE)
+    assert constant(tile_of(program).inputs["reps"]) is None
+
+
+def test_constants_are_named_for_the_op() -> None:
+    program = attended(expansion)
+    name = tile_of(program).name
+    fold_tiles(load(program))
+    assert tile_of(program).inputs["reps"].name == f"{name}_reps"
 
 
 def test_lists_have_no_sizes() -> None:
