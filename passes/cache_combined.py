@@ -37,7 +37,7 @@ def find_combined(function: Function) -> Iterator[tuple[str, list[Operation]]]:
         cut = False
         while var.op is not None and var.op.op_type in _PARTS | _MOVES:
             cut, var = cut or var.op.op_type in _PARTS, var.op.x
-        if cut and function.inputs.get(var.name) is var and any(map(_goes_out, (op.outputs[0], op.values[1]))):
+        if cut and function.inputs.get(var.name) is var and _goes_out(op.values[1]):
             found.setdefault(var.name, []).append(op)
     yield from found.items()
 
@@ -56,7 +56,7 @@ def read_combined(function: Function, past: str, concats: list[Operation]) -> li
     what they become in the same order. NoMatch says what is otherwise.
     """
     held = function.inputs[past]
-    runs = sorted(((*_run(op.values[0]), op) for op in concats), key=lambda run: run[0])
+    runs = sorted(((*_run(op.values[0]), op) for op in concats), key=lambda run: run[:2])
     parts = [op for *_, op in runs]
     sizes = {end - begin for begin, end, _ in runs}
     complete = runs[0][0] == 0 and runs[-1][1] == 1 and all(one[1] == other[0] for one, other in pairwise(runs))
@@ -122,18 +122,18 @@ def _cuts(op: Operation, var: Var) -> Iterator[tuple[int, int, Any]]:
             rest = int(last[at]) == -1 if sized else high
             require((low or int(first[at]) == 0) and rest, "its slots are cut", at=op)
             yield 0, 0, size
-            continue
-        begin = 0 if low else int(first[at]) % size
-        if sized:
-            end = size if int(last[at]) == -1 else begin + int(last[at])
         else:
-            end = size if high else range(size)[: int(last[at])].stop
-        yield begin, end, size
+            begin = 0 if low else int(first[at]) % size
+            if sized:
+                end = size if int(last[at]) == -1 else begin + int(last[at])
+            else:
+                end = size if high else range(size)[: int(last[at])].stop
+            yield begin, end, size
 
 
 def _of_split(op: Operation, var: Var, axis: int) -> tuple[int, int]:
+    require(not is_symbolic(shape_of(op.x)[axis]), "its slots are cut", at=op)
     sizes = [shape_of(out)[axis] for out in op.outputs]
-    require(not any(map(is_symbolic, sizes)), "its slots are cut", at=op)
     at = op.outputs.index(var)
     return sum(sizes[:at]), sum(sizes[: at + 1])
 
@@ -156,8 +156,7 @@ def _require_alone(held: Var, concats: set[int]) -> None:
             if user.op_type in _PARTS | _KEEPING and user.x is var:
                 todo += user.outputs
             else:
-                require(id(user) in concats and user.values[0] is var, _ELSEWHERE, at=user)
-                require(user.values[1] is not var, _ELSEWHERE, at=user)
+                require(id(user) in concats and user.values[1] is not var, _ELSEWHERE, at=user)
 
 
 class _Joined(NamedTuple):

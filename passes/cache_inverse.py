@@ -17,6 +17,7 @@ from milopt.mil import (
     declare_range,
     dtype_name,
     get_new_symbol,
+    is_output,
     is_state,
     remove_if_dead,
     remove_input,
@@ -87,27 +88,28 @@ class StateToKv(Pass):
         if len(plans) < len(model.functions) or len(signatures) > 1:
             report.decline(next(iter(plans)), "", "not every function of the program has the same cache")  # 3
             return report
-        report.signature = signatures.pop()
+        (cache,) = signatures
         for name, plan in plans.items():
             plan.rewrite()
             report.applied += len(plan.written)
-            describe_pasts(model, name, report.signature, own=said is not None)
-        model.metadata.pop(METADATA_KEY, None)
-        _hand_on(model, report)
+            describe_pasts(model, name, cache, own=said is not None)
+        if said is not None:
+            del model.metadata[METADATA_KEY]
+        report.signature = _handed_on(model, cache)
         return report
 
 
-def _hand_on(model: Model, report: Report) -> None:
+def _handed_on(model: Model, cache: CacheSignature) -> CacheSignature:
     """Say of the pasts what was said of the states: in which order their axes are."""
-    relaid, cache = LayoutSignature.from_metadata(model.metadata), report.signature
-    if relaid is None or cache is None:
-        return
+    relaid = LayoutSignature.from_metadata(model.metadata)
+    if relaid is None:
+        return cache
     shapes = {
         name: {var.name: tuple(shape_of(var)) for var in (*function.inputs.values(), *function.outputs)}
         for name, function in model.functions.items()
     }
-    report.signature = relaid.public_cache(cache)
     model.metadata[LAYOUT_KEY] = relaid.handed_on(cache, shapes).to_json()
+    return relaid.public_cache(cache)
 
 
 class _Plan(NamedTuple):
@@ -186,7 +188,7 @@ class _Plan(NamedTuple):
 
 def _number(name: str) -> int:
     """The place of a cached tensor among those that one input holds."""
-    return int(name.partition("[")[2].rstrip("]"))
+    return int(name.partition("[")[2][:-1])
 
 
 def _part(op: Builder, past: Var, combined: Combined, name: str, shape: Sequence[Any]) -> Var:
@@ -295,17 +297,15 @@ _ARITHMETIC = frozenset(
 
 def _check_position(position: Var, written: list[Written]) -> None:
     writers = {op for each in written for op in (*each.writers, each.read.op)}
-    todo, seen = [position], set[Var]()
-    while todo:
-        var = todo.pop()
-        if var in seen:
-            continue
-        seen.add(var)
+    found = [position]
+    for var in found:  # which grows
         for user in var.child_ops:
             if user not in writers:
-                known = user.op_type in _ARITHMETIC and not any(out.consuming_blocks for out in user.outputs)
+                made: Var = user.outputs[0]
+                known = user.op_type in _ARITHMETIC and not is_output(made)
                 require(known, "{} also uses the position", user.op_type, at=user)
-                todo += user.outputs
+                if made not in found:
+                    found.append(made)
 
 
 def _found(function: Function, written: list[Written]) -> CacheSignature:

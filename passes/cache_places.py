@@ -10,7 +10,7 @@ from milopt.mil import Var, dtype_name, shape_of
 from milopt.passes.cache_drafts import Draft, Group
 from milopt.passes.cache_pairs import Pair
 from milopt.passes.cache_sizes import require_other_size
-from milopt.passes.cache_states import Plan, Update
+from milopt.passes.cache_states import Plan
 from milopt.reports import require
 from milopt.signature import CacheSignature, CacheSlot
 
@@ -62,8 +62,7 @@ def planned(draft: Draft, options: Wanted, metadata: Mapping[str, str]) -> Plan:
         if {pair.columns for pair in group.pairs} != {size}:
             require_other_size(group.axes)  # 5
             resized.append((group.axes, size))
-    update: Update = "mask" if options.update == "mask" else "slice"
-    return Plan(draft.function, draft.pairs, signature, update, resized)
+    return Plan(draft.function, draft.pairs, signature, options.update == "mask", resized)
 
 
 def _ring(draft: Draft, group: Group, options: Wanted) -> int:

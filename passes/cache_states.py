@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -25,22 +25,21 @@ from milopt.passes.cache_pairs import Pair
 from milopt.passes.resizing import resize
 from milopt.signature import CacheSignature, CacheSlot
 
-__all__ = ["Plan", "Update"]
-
-Update: TypeAlias = Literal["slice", "mask"]
+__all__ = ["Plan"]
 
 
 @dataclass(frozen=True)
 class Plan:
     """What to do to one function; everything was checked when it was made.
 
-    ``resized`` are the axes that get another size: of values that hold the slots, which axis, and how many there are.
+    With ``everywhere`` every slot is written, with what it held or a new token. ``resized`` are the axes that get
+    another size: of values that hold the slots, which axis, and how many there are.
     """
 
     function: Function
     pairs: list[Pair]
     signature: CacheSignature
-    update: Update
+    everywhere: bool
     resized: list[tuple[dict[Var, int], int]]
     _taken: set[str] = field(default_factory=set[str])
     _bounds: dict[tuple[object, ...], tuple[Var, Var]] = field(
@@ -129,7 +128,7 @@ class Plan:
 
     def _written(self, op: Builder, pair: Pair, slot: CacheSlot, state: Var, start: Var, end: Var) -> Var:
         """The state with the new tokens in their slots."""
-        if self.update == "mask" or (slot.ring and pair.query != 1):
+        if self.everywhere or (slot.ring and pair.query != 1):
             return self._blended(op, pair, slot, state, start)
         whole = self._whole(pair, slot)
         key = (slot.row, slot.rows, slot.ring, pair.axis, *whole)

@@ -125,11 +125,11 @@ class ConvAsLinear(Rule[_Place]):
     def check(self, m: Match, /) -> _Place:
         kernel = shape_of(m.weight)[2:]
         require(all(size == 1 for size in kernel), "its kernel is {}", "x".join(map(str, kernel)), at=m.weight)  # 1
-        inputs = m.root.inputs
-        strides, groups = constant(inputs["strides"]), constant(inputs["groups"])
+        inputs = m.root.inputs  # which may lack some where the op is none of PyMIL's
+        strides, groups = constant(inputs.get("strides")), constant(inputs.get("groups"))
         require(np.all(strides == 1), "its strides are {}", strides)
         require(groups == 1, "it has {} groups", groups)
-        pads = constant(inputs["pad"]) if constant(inputs["pad_type"]) == "custom" else 0
+        pads = constant(inputs.get("pad")) if constant(inputs.get("pad_type")) == "custom" else 0
         require(not np.any(pads), "it pads by {}", pads)
         require(dtype_name(m.x) in ("fp16", "fp32"), "linear takes no {}", dtype_name(m.x), at=m.x)  # 2
         place = _place(m.x)

@@ -108,7 +108,7 @@ def _bounds(row: Array, wavelengths: bool) -> tuple[Array, Array] | None:
     if not np.all(np.isfinite(row)) or np.any(row < 0):
         return None
     exact = row.astype(np.float64)
-    below = np.nextafter(row, np.float16(-1)).astype(np.float64)
+    below = np.nextafter(row, np.float16(-np.inf)).astype(np.float64)
     with np.errstate(over="ignore"):
         above = np.nextafter(row, np.float16(np.inf)).astype(np.float64)
     above = np.where(np.isinf(above), 65536.0, above)
@@ -124,7 +124,7 @@ def _simple(low: Array, high: Array) -> Iterator[Form]:
     if (fitted := _fit(low, high)) is not None:
         yield Plain(*fitted)
     turning = int(np.count_nonzero(low))
-    if 2 <= turning < low.size and not np.any(low[turning:]):
+    if turning >= 2 and not np.any(low[turning:]):
         fitted = _fit(low[:turning], high[:turning], low.size)
         if fitted is not None:
             yield Proportional(*fitted, turning=turning)

@@ -108,7 +108,7 @@ class WidenAngles(Rule[Tabulated]):
         require(found.positions is not None, "its angles are constant", at=m.angles)
         step = np.diff(found.table, axis=0)
         # float64 has 16 digits, and the angles are at most a few products of numbers with 3
-        multiple = np.abs(step[1] - step[0]) <= 1e-12 * (1 + np.abs(step[0]))
+        multiple = np.abs(step[1] - step[0]) <= 1e-12 * (1 + np.abs(found.table[2]))
         require(np.all(multiple), "its angles are no multiples of the positions", at=m.angles)
         return found
 

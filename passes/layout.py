@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 
 from milopt.errors import MiloptError, PassError
 from milopt.layout.forms import Layout, plan
-from milopt.layout.relations import Tied
 from milopt.mil import Operation, is_symbolic
 from milopt.package import Model
 from milopt.passes.layout_advice import moved_if_written_out
@@ -91,14 +90,14 @@ class LayoutBc1s(Pass):
             return {}
         if not settled.touched:
             return {}
-        advice = [note for name in readings if (note := self._advice(model, name, settled.moved(graph), len(readings)))]
+        advice = [note for name in readings for note in self._advice(model, name, settled.moved(graph))]
         writings: dict[str, Writing] = {}
         for name, reading in readings.items():
             writings[name] = Writing(reading, settled.modes, settled.touched)
             try:
                 writings[name].build()
             except NoMatch as why:
-                report.decline(name, why.at or "", why.text, *why.arguments)
+                report.decline(name, why.at, why.text, *why.arguments)
                 for other in list(writings.values())[:-1]:
                     other.undo()
                 return {}
@@ -112,24 +111,25 @@ class LayoutBc1s(Pass):
         report.applied += max(changed, 1)
         return {name: writing.relaid for name, writing in writings.items() if writing.relaid}
 
-    def _advice(self, model: Model, name: str, moved: int, functions: int) -> str | None:
+    def _advice(self, model: Model, name: str, moved: int) -> list[str]:
         """What writing attention out would save, where that can be said: of one function, in public layouts."""
-        if functions > 1 or self.io == "free":
-            return None
+        if self.io == "free":
+            return []
         other = moved_if_written_out(model, name, self.sequence)
         if other is None or other >= moved:
-            return None
-        return (
+            return []
+        return [
             f"{name}: scaled_dot_product_attention takes and gives (..., S, D) only; decompose-sdpa before this pass "
             f"would save {moved - other:,} of {moved:,} elements"
-        )
+        ]
 
     def _tell(self, name: str, reading: Reading, settled: Settled, report: Report) -> None:
         """Note each move that remains, what it costs, and which ops it stands between."""
         graph, own = reading.graph, {tensor for tensor, _ in reading.places.values()}
         for tensor, start, end, users in graph.moves(settled.modes):
-            elements = graph.move(tensor, start, end)
-            if tensor not in settled.touched.intersection(own) or elements < 1:
+            steps = plan(start, end)
+            elements = graph.tensors[tensor].elements * sum(step.moves for step in steps)
+            if tensor not in settled.touched.intersection(own) or not elements:
                 continue
             producer = graph.tensors[tensor].producer
             assert producer is not None
@@ -141,7 +141,7 @@ class LayoutBc1s(Pass):
                 where,
                 "{:,.0f} elements move by {}: {} makes {}, {} needs {}",
                 elements,
-                " and ".join(step.kind for step in plan(start, end)),
+                " and ".join(step.kind for step in steps),
                 _maker(where),
                 _shape(reading, tensor, start),
                 " and ".join(kinds),
@@ -151,10 +151,9 @@ class LayoutBc1s(Pass):
 
 
 def _kind(reading: Reading, number: int | None) -> str:
+    if any(each.relation == number for each in reading.accesses.values()):
+        return "a state"
     op = None if number is None else reading.nodes[number].op
-    if number is not None and op is None:
-        tied = isinstance(reading.graph.relations[number], Tied)
-        return "a state" if tied and any(each.relation == number for each in reading.accesses.values()) else "an output"
     return "an output" if op is None else op.op_type
 
 
@@ -175,8 +174,9 @@ def _not_free(model: Model) -> str | None:
     if LAYOUT_KEY in model.metadata:
         return "some have other layouts already"
     cache = CacheSignature.from_metadata(model.metadata)
-    joined = cache is not None and (cache.stacked or cache.combined)
-    return "several tensors of the cache are one" if joined else None
+    if cache is not None and (cache.stacked or cache.combined):
+        return "several tensors of the cache are one"
+    return None
 
 
 def _kept(model: Model) -> dict[str, frozenset[str]]:

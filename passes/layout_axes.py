@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import pairwise
-from math import isqrt
+from math import isqrt, prod
 from typing import Any
 
 from milopt.mil import Operation, Var, constant, is_symbolic, shape_of
@@ -115,7 +116,7 @@ class Axes:
     def settle(self) -> None:
         """Carry cuts from axis to axis until nothing changes; reshapes that don't fit the others become opaque."""
         while True:
-            self._cuts = {}
+            self._cuts.clear()
             culprit = self._carry()
             if culprit is None:
                 return
@@ -167,27 +168,29 @@ class Axes:
 
 def segments(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]] | None:
     """The shortest runs of axes with the same product, in order, unit axes left out; ``None`` where there is none."""
-    left = [(at, size) for at, size in enumerate(before) if size != 1]
-    right = [(at, size) for at, size in enumerate(after) if size != 1]
-    found: list[tuple[list[int], list[int]]] = []
-    while left and right:
-        sources, targets = [left[0][0]], [right[0][0]]
-        one, other = left.pop(0)[1], right.pop(0)[1]
-        while one != other:
-            if one < other:
-                if not left:
-                    return None
-                at, size = left.pop(0)
-                sources.append(at)
-                one *= size
-            else:
-                if not right:
-                    return None
-                at, size = right.pop(0)
-                targets.append(at)
-                other *= size
-        found.append((sources, targets))
-    return None if left or right else found
+    if prod(before) != prod(after):
+        return None
+    ends = set(_products(before)).intersection(_products(after))
+    return list(zip(_runs(before, ends), _runs(after, ends), strict=True))
+
+
+def _products(shape: Sequence[int]) -> list[int]:
+    """The product of the sizes up to each axis."""
+    return [prod(shape[:end]) for end in range(1, len(shape) + 1)]
+
+
+def _runs(shape: Sequence[int], ends: AbstractSet[int]) -> list[list[int]]:
+    """The axes longer than 1, in runs that end where the product of all sizes so far is among ``ends``."""
+    runs: list[list[int]] = []
+    run: list[int] = []
+    for at, (size, high) in enumerate(zip(shape, _products(shape), strict=True)):
+        if size == 1:
+            continue
+        run.append(at)
+        if high in ends:
+            runs.append(run)
+            run = []
+    return runs
 
 
 def moved(op: Operation, layout: tuple[tuple[int, ...], ...], sizes: Sequence[int], shape: Sequence[int]) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import floor
 
 from milopt.layout.graphs import Graph
 from milopt.layout.regions import regions
@@ -35,12 +34,12 @@ class Settled:
         """What is known of ``after``, as a report says it."""
         how = ", ".join(self.methods)
         if not self.excess:
-            return f"a minimum by {how}"
+            return f"a minimum by {how}" if how else "the only choice"
         return f"at most {self.excess:,} above the minimum, which {how} did not reach within its limit of work"
 
     def moved(self, graph: Graph) -> int:
         """The elements that are moved in the end, in parts that stay as well."""
-        return sum(floor(graph.move(tensor, start, end)) for tensor, start, end, _ in graph.moves(self.modes))
+        return graph.moved(self.modes)
 
 
 def settle(readings: Sequence[Reading], wanted: type[Relation] = OneByOne) -> Settled:
@@ -74,7 +73,8 @@ def _convolutions(readings: Iterable[Reading]) -> Iterator[tuple[Operation, int]
     """The 1x1 convolutions, with the tensors they read."""
     for reading in readings:
         for node, relation in zip(reading.nodes, reading.graph.relations, strict=True):
-            if isinstance(relation, OneByOne) and node.op is not None:
+            if isinstance(relation, OneByOne):
+                assert node.op is not None
                 yield node.op, relation.ports[0].tensor
 
 

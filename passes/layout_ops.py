@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from milopt.axes import axes_of
-from milopt.mil import Operation, Var, constant, dtype_name, flat, is_constant, is_symbolic, shape_of
+from milopt.mil import Operation, Var, constant, dtype_name, flat, is_compressed, is_constant, is_symbolic, shape_of
 
 __all__ = ["ENTRIES", "Entry", "Indices", "Keys", "Place", "Spec"]
 
@@ -71,10 +71,6 @@ class Entry:
     attributes: Build = lambda op, spec, place: {}
 
 
-def _tensors(op: Operation, *names: str) -> list[Var]:
-    return [var for name in names if name in op.inputs for var in flat(op.inputs[name]) if isinstance(var, Var)]
-
-
 def _aligned(var: Var, shape: Sequence[Any]) -> Keys | None:
     """The axes of an operand that broadcasts to ``shape``; ``None`` where a symbol may be 1."""
     own = shape_of(var)
@@ -99,7 +95,7 @@ def _elementwise(names: Sequence[str], op: Operation) -> Spec | None:
     shape = shape_of(result)
     operands: list[tuple[Var, Keys]] = []
     constants: list[tuple[Var, Keys]] = []
-    for var in _tensors(op, *names):
+    for var in (op.inputs[name] for name in names):
         keys = _aligned(var, shape)
         if keys is None:
             return None
@@ -111,7 +107,7 @@ def _elementwise(names: Sequence[str], op: Operation) -> Spec | None:
 
 def _positive(op: Operation, name: str = "axis") -> int | None:
     found = axes_of(op, name)
-    return None if found is None or len(found) != 1 else found[0]
+    return None if found is None else found[0]
 
 
 def _reduction(op: Operation) -> Spec | None:
@@ -336,9 +332,10 @@ def _update(op: Operation) -> Spec | None:
     x, update, result = op.inputs["x"], op.inputs["update"], op.outputs[0]
     begin, end = (op.inputs[name] for name in ("begin", "end"))
     first, last = _entries(begin), _entries(end)
-    more = [constant(op.inputs.get(name)) for name in ("begin_mask", "end_mask", "squeeze_mask")]
+    # none where it is not given
+    masks = [constant(op.inputs.get(name)) for name in ("begin_mask", "end_mask", "squeeze_mask")]
     stride = constant(op.inputs.get("stride"))
-    if first is None or last is None or any(each is not None and np.any(each) for each in more):
+    if first is None or last is None or any(map(np.any, masks)):
         return None
     if (stride is not None and np.any(stride != 1)) or any(is_symbolic(dim) for dim in shape_of(x)):
         return None
@@ -371,7 +368,7 @@ def _update_attributes(op: Operation, spec: Spec, place: Place) -> dict[str, Any
 def _pad(op: Operation) -> Spec | None:
     x, y = op.inputs["x"], op.outputs[0]
     pads = constant(op.inputs["pad"])
-    if pads is None or constant(op.inputs.get("mode")) not in ("constant", None):
+    if pads is None or constant(op.inputs["mode"]) != "constant":
         return None
     count = len(pads) // 2
     cut = {x.rank - count + at for at in range(count) if pads[2 * at] or pads[2 * at + 1]}
@@ -405,7 +402,7 @@ def _tile_attributes(op: Operation, spec: Spec, place: Place) -> dict[str, Any]:
 
 def _conv(op: Operation) -> Spec | None:
     x, y, weight = op.inputs["x"], op.outputs[0], op.inputs["weight"]
-    if weight.op is None or not (is_constant(weight) or weight.op.op_type.startswith("constexpr_")):
+    if not (is_constant(weight) or is_compressed(weight)):
         return None
     kernel = shape_of(weight)[2:]
     plain = all(dim == 1 for dim in kernel) and constant(op.inputs.get("groups")) in (None, 1)
@@ -420,7 +417,7 @@ def _conv(op: Operation) -> Spec | None:
 
 def _linear(op: Operation) -> Spec | None:
     x, y, weight = op.inputs["x"], op.outputs[0], op.inputs["weight"]
-    if weight.op is None or not (is_constant(weight) or weight.op.op_type.startswith("constexpr_")) or x.rank < 2:
+    if not (is_constant(weight) or is_compressed(weight)) or x.rank < 2:
         return None
     last = x.rank - 1
     keys = (*_own(x)[:-1], last)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
-from milopt.layout.forms import OP, Layout
+from milopt.layout.forms import OP, Layout, axes_of
 from milopt.layout.graphs import Graph
 from milopt.layout.relations import Along, Fixed, Free, OneByOne, OnRows, Port, Product, Relation, Tied
 from milopt.mil import (
@@ -15,6 +16,7 @@ from milopt.mil import (
     Var,
     arguments,
     constant,
+    is_compressed,
     is_constant,
     is_output,
     is_state,
@@ -23,7 +25,7 @@ from milopt.mil import (
     shape_of,
     types,
 )
-from milopt.passes.layout_axes import MOVES, Axes, moved, segments
+from milopt.passes.layout_axes import MOVES, Axes, moved
 from milopt.passes.layout_ops import ENTRIES, Keys, Spec
 
 __all__ = ["Edge", "Node", "Reading", "read", "read_free"]
@@ -46,7 +48,7 @@ class Edge:
 
     relation: int
     port: int
-    other: int = -1
+    other: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,10 @@ class Reading:
     places: dict[Var, tuple[int, Layout]]
     dims: list[tuple[Any, ...]]
     moves: dict[Operation, float]
-    inputs: dict[Var, Edge] = field(default_factory=dict[Var, Edge])
-    outputs: dict[Var, Edge] = field(default_factory=dict[Var, Edge])
-    accesses: dict[Operation, Edge] = field(default_factory=dict[Operation, Edge])
-    disputed: dict[Operation, str] = field(default_factory=dict[Operation, str])
+    inputs: dict[Var, Edge]
+    outputs: dict[Var, Edge]
+    accesses: dict[Operation, Edge]
+    disputed: dict[Operation, str]
 
 
 def read(function: Function, sequence: int) -> Reading:
@@ -84,22 +86,32 @@ def read_free(
     A state has one layout in all functions. So have ``past_x`` and ``present_x``, and an input with the output that is
     a concat of it, since what comes out as one goes in as the other.
     """
-    shared = _Shared(functions, kept)
+    own = {name: kept.get(name, frozenset()) for name in functions}
+    shared = _Shared(functions, own)
     readers: list[_Reader] = []
     readings: dict[str, Reading] = {}
     for name, function in functions.items():
-        fixed = kept.get(name, frozenset()) | shared.pinned
-        readers.append(_Reader(function, sequence, shared, fixed, readers[0] if readers else None))
+        readers.append(_Reader(function, sequence, shared, own[name] | shared.pinned, readers[0] if readers else None))
         readings[name] = readers[-1].read()
     for tie in shared.ties.values():
         tie.close(readers[0])
     return readings
 
 
-def _is_loose(var: Var, kept: frozenset[str]) -> bool:
-    """Whether the outside may be asked to take or give it otherwise."""
+def _is_loose(var: Var) -> bool:
+    """Whether it could be in another layout: of fixed shape, with several axes longer than 1."""
     shape = shape_of(var)
-    return var.name not in kept and not any(map(is_symbolic, shape)) and sum(dim > 1 for dim in shape) > 1
+    return not any(map(is_symbolic, shape)) and sum(dim > 1 for dim in shape) > 1
+
+
+def _may_enter(var: Var, kept: frozenset[str]) -> bool:
+    """Whether the outside may be asked to give an input in another layout."""
+    return var.name not in kept and not is_output(var) and _is_loose(var)
+
+
+def _may_leave(var: Var, kept: frozenset[str]) -> bool:
+    """Whether the outside may be asked to take an output in another layout."""
+    return var.name not in kept and var.op is not None and _is_loose(var)
 
 
 _ACCESSES = ("read_state", "coreml_update_state")
@@ -111,24 +123,30 @@ class _Tie:
 
     given: list[Port] = field(default_factory=list[Port])
     made: list[Port] = field(default_factory=list[Port])
-    entries: list[tuple[dict[Any, Edge], Any, int, int]] = field(
-        default_factory=list["tuple[dict[Any, Edge], Any, int, int]"]
+    entries: list[tuple[dict[Any, Edge], Any, int | None, int | None]] = field(
+        default_factory=list["tuple[dict[Any, Edge], Any, int | None, int | None]"]
     )
 
     def add(self, held: dict[Any, Edge], key: Any, given: Port | None = None, made: Port | None = None) -> None:
         """``given`` is an operand (what is written, or an output), ``made`` a result (what is read, or an input)."""
-        self.entries.append(
-            (held, key, -1 if made is None else len(self.made), -1 if given is None else len(self.given))
-        )
-        self.given += [] if given is None else [given]
-        self.made += [] if made is None else [made]
+        self.entries.append((held, key, _appended(self.given, given), _appended(self.made, made)))
 
     def close(self, reader: _Reader) -> None:
         number = reader.graph.relate(Tied((*self.given, *self.made)), len(self.given))
         reader.nodes.append(Node(None, None))
-        for held, key, made, given in self.entries:
-            result = made + len(self.given) if made >= 0 else given
-            held[key] = Edge(number, result, given if made >= 0 else -1)
+        for held, key, given, made in self.entries:
+            if made is not None:
+                held[key] = Edge(number, len(self.given) + made, given)
+            elif given is not None:
+                held[key] = Edge(number, given)
+
+
+def _appended(ports: list[Port], port: Port | None) -> int | None:
+    """The place at which ``port``, if there is one, now is in the list."""
+    if port is None:
+        return None
+    ports.append(port)
+    return len(ports) - 1
 
 
 class _Shared:
@@ -136,26 +154,17 @@ class _Shared:
 
     def __init__(self, functions: Mapping[str, Function], kept: Mapping[str, frozenset[str]]) -> None:
         self.ties: dict[str, _Tie] = {}
-        refused = {
-            var.name
-            for name, function in functions.items()
-            for var in function.inputs.values()
-            if is_state(var) and not (_is_accessed(var, function) and _is_loose(var, kept.get(name, frozenset())))
-        }
-        self.states = {
-            var.name
-            for function in functions.values()
-            for var in function.inputs.values()
-            if is_state(var) and var.name not in refused
-        }
-        pairs = [
-            (past, present, kept.get(name, frozenset()))
-            for name, function in functions.items()
-            for past, present in _pasts(function)
-        ]
-        tight = {past.name for past, present, own in pairs if not (_is_loose(past, own) and _is_loose(present, own))}
-        self.partners = {past.name: present.name for past, present, _ in pairs if past.name not in tight}
-        self.pinned = frozenset(each.name for pair in pairs if pair[0].name in tight for each in pair[:2])
+        states = [(var, each) for each in functions.values() for var in each.inputs.values() if is_state(var)]
+        refused = {var.name for var, function in states if not (_is_accessed(var, function) and _is_loose(var))}
+        self.states = {var.name for var, _ in states} - refused
+        pairs = [(past.name, present.name) for function in functions.values() for past, present in _pasts(function)]
+        fixed: set[str] = set()
+        for name, function in functions.items():
+            fixed.update(each for each, var in function.inputs.items() if not _may_enter(var, kept[name]))
+            fixed.update(var.name for var in function.outputs if not _may_leave(var, kept[name]))
+        tight = {past for past, present in pairs if not fixed.isdisjoint((past, present))}
+        self.partners = dict(pairs)
+        self.pinned = frozenset(each for pair in pairs if pair[0] in tight for each in pair)
 
     def tie(self, name: str) -> _Tie:
         return self.ties.setdefault(name, _Tie())
@@ -181,9 +190,10 @@ def _pasts(function: Function) -> Iterator[tuple[Var, Var]]:
     """Inputs with the outputs that hold them and more."""
     outputs = {var.name: var for var in function.outputs}
     for name, var in function.inputs.items():
-        present = outputs.get(name.replace("past_", "present_", 1)) if name.startswith("past_") else None
         joined = (op.outputs[0] for op in var.child_ops if op.op_type == "concat" and is_output(op.outputs[0]))
-        present = present or next(joined, None)
+        present = next(joined, None)
+        if name.startswith("past_"):
+            present = outputs.get(name.replace("past_", "present_", 1), present)
         if present is not None and present.rank == var.rank:
             yield var, present
 
@@ -217,8 +227,6 @@ class _Reader:
     def read(self) -> Reading:
         self._unite_accesses()
         for op in self.function.operations:
-            if op.op_type == "const":
-                continue
             if _is_move(op):
                 self.axes.add_move(op)
             elif (spec := self._spec(op)) is not None:
@@ -253,36 +261,35 @@ class _Reader:
                 continue
             values = [user.outputs[0] for user in var.child_ops]
             values += [user.inputs["value"] for user in var.child_ops if user.op_type == "coreml_update_state"]
-            for at in range(values[0].rank if values else 0):
-                self.axes.unite((value, at) for value in values)
+            for axes in zip(*([(value, at) for at in range(value.rank)] for value in values), strict=True):
+                self.axes.unite(axes)
 
     def _add_input(self, var: Var) -> None:
         port = self._new(var)
-        if self.shared is None or is_output(var) or not _is_loose(var, self.kept):
-            self._relate_alone(Fixed((port,)), 0)
+        if self.shared is None or not _may_enter(var, self.kept):
+            self._relate_alone(Fixed((port,)), given=False)
         elif var.name in self.shared.partners:
             self.shared.tie(var.name).add(self.inputs, var, made=port)
         else:
-            self.inputs[var] = Edge(self._relate_alone(Free((port,)), 0), 0)
+            self.inputs[var] = Edge(self._relate_alone(Free((port,)), given=False), 0)
 
     def _frees(self, var: Var) -> bool:
         """Let an output take any layout, if it may."""
         if self.shared is None or var not in self.function.outputs:
             return False
-        if var.op is None or not _is_loose(var, self.kept):
+        if not _may_leave(var, self.kept):
             return False
         past = next((past for past, present in self.shared.partners.items() if present == var.name), None)
         if past is None:
-            self.outputs[var] = Edge(self._relate_alone(Free((self._port(var),)), 1), 0)
-        elif past in self.shared.ties:
-            self.shared.tie(past).add(self.outputs, var, given=self._port(var))
+            self.outputs[var] = Edge(self._relate_alone(Free((self._port(var),)), given=True), 0)
         else:
-            return False
+            self.shared.tie(past).add(self.outputs, var, given=self._port(var))
         return True
 
-    def _relate_alone(self, relation: Relation, operands: int) -> int:
+    def _relate_alone(self, relation: Relation, *, given: bool) -> int:
+        """Add what is no op, and is given its values or makes them."""
         self.nodes.append(Node(None, None))
-        return self.graph.relate(relation, operands)
+        return self.graph.relate(relation, len(relation.ports) if given else 0)
 
     def _add_access(self, op: Operation) -> bool:
         """Let what is read of a state or written to it be one of its tied values."""
@@ -300,10 +307,7 @@ class _Reader:
 
     def _spec(self, op: Operation) -> Spec | None:
         entry = ENTRIES.get(op.op_type)
-        if entry is None or op.blocks or not all(map(_is_tensor, op.outputs)):
-            return None
-        inputs = [var for _, var in arguments(op) if not is_constant(var)]
-        if not all(map(_is_tensor, inputs)):
+        if entry is None or not _is_tensor(op.outputs[0]):
             return None
         spec = entry.read(op)
         if spec is None:
@@ -311,25 +315,23 @@ class _Reader:
         known = {var for var, _ in spec.operands}
         if any(map(is_constant, known)):
             return None
-        others = [var for var in inputs if var not in known and var not in spec.vectors]
+        others = {var for _, var in arguments(op)} - known - {*spec.vectors}
         # a compressed weight is as constant as any other
-        if any(var.op is None or not var.op.op_type.startswith("constexpr_") for var in others):
-            return None
-        return spec
+        return spec if all(is_constant(var) or is_compressed(var) for var in others) else None
 
     def _unite(self, op: Operation, spec: Spec) -> None:
         """Take an op at its word about which axes are one, unless the sizes in its types say that they are not."""
-        by_key: dict[int, list[tuple[Var, int]]] = {}
-        why: str | None = None
+        by_key: dict[int | None, list[tuple[Var, int]]] = {}
+        wrong: list[str | None] = []
         given = {key for _, keys in (*spec.operands, *spec.constants) for key in keys if key is not None}
         for var, keys in (*spec.operands, *spec.results):
             for at, (key, dim) in enumerate(zip(keys, shape_of(var), strict=True)):
                 lost = spec.kind == "product" and key not in (None, spec.product[2], *spec.results[0][1])
                 if lost or (dim != 1 and key not in given):
-                    why = f"{var.name} has {dim} on axis {at}, where the others have 1"
-                elif key is not None and key not in spec.whole:
+                    wrong.append(f"{var.name} has {dim} on axis {at}, where the others have 1")
+                elif key not in spec.whole:
                     by_key.setdefault(key, []).append((var, at))
-        why = why or next(filter(None, map(self.axes.disagreement, by_key.values())), None)
+        why = next(filter(None, chain(wrong, map(self.axes.disagreement, by_key.values()))), None)
         if why is not None:
             self.disputed[op] = why
             return
@@ -368,12 +370,14 @@ class _Reader:
         return Port(*self.places[var])
 
     def _add(self, op: Operation) -> None:
-        if _is_move(op) and op not in self.axes.opaque and op.inputs["x"] in self.places:
+        if _is_move(op) and op not in self.axes.opaque:
             tensor, layout = self.places[op.inputs["x"]]
             after = moved(op, layout, self.sizes[tensor], self.axes.numbering.shape(op.outputs[0]))
             if after is not None:
                 self.places[op.outputs[0]] = (tensor, after)
-                self.moves[op] = self._moved(op, tensor) + OP
+                # what the count of M takes a movement op for: every transpose, and reshapes that regroup
+                moves = op.op_type == "transpose" or axes_of(layout) != axes_of(after)
+                self.moves[op] = (self.graph.tensors[tensor].elements if moves else 0.0) + OP
                 return
         if self._add_access(op):
             return
@@ -387,22 +391,11 @@ class _Reader:
             self._relate(op, spec)
             vectors = tuple(self._port(var) for var in spec.vectors if var in self.places)
             if vectors:
-                self._relate_alone(Fixed(vectors), len(vectors))
+                self._relate_alone(Fixed(vectors), given=True)
             return
         results = [self._new(var) for var in op.outputs if _is_tensor(var)]
         self.graph.relate(Fixed((*ports, *results)), len(ports))
         self.nodes.append(Node(op, None))
-
-    def _moved(self, op: Operation, tensor: int) -> float:
-        """The elements that the count of ``M`` takes a movement op for: every transpose, and reshapes that regroup."""
-        x, y = op.inputs["x"], op.outputs[0]
-        if op.op_type == "reshape":
-            pairs = segments(self.axes.numbering.shape(x), self.axes.numbering.shape(y))
-            if pairs is not None and all(len(a) == len(b) == 1 for a, b in pairs):
-                return 0.0
-        elif op.op_type != "transpose":
-            return 0.0
-        return self.graph.tensors[tensor].elements
 
     def _relate(self, op: Operation, spec: Spec) -> None:
         made = [(self._new(var), keys) for var, keys in spec.results]
@@ -431,9 +424,7 @@ class _Reader:
 
         ports = tuple(labelled(port, keys) for port, keys in (*given, *made))
         symbols = self.axes.numbering.symbols
-        unknown = frozenset(
-            label for label, size in sizes.items() if any(size % prime == 0 for prime in symbols if size)
-        )
+        unknown = frozenset(label for label, size in sizes.items() if any(size % prime == 0 for prime in symbols))
         self.graph.relate(_relation(spec, ports, labels, unknown), len(given))
         self.nodes.append(Node(op, spec, labels, sizes, dict(op.inputs)))
 
@@ -459,10 +450,11 @@ def _relation(
         "labels": everything,
     }
     if spec.channel is not None:
-        channel = labels[spec.channel][0]
+        x, _ = ports
+        channel, rank = labels[spec.channel][0], len(x.home)
         if spec.kind == "linear":  # constraint L20: of rank 3 at most, but for those that are there
-            return OnRows(ports, **settings, channel=channel, rank=max(3, len(ports[0].home)))
-        return OneByOne(ports, **settings, channel=channel, batch=_batch(ports[0]), rank=len(ports[0].home))
+            return OnRows(ports, **settings, channel=channel, rank=max(3, rank))
+        return OneByOne(ports, **settings, channel=channel, batch=_batch(x), rank=rank)
     return Along(ports, **settings)
 
 
@@ -472,12 +464,10 @@ def _batch(port: Port) -> tuple[int, ...]:
 
 
 def _is_tensor(var: Var) -> bool:
-    return not is_state(var) and bool(types.is_tensor(var.sym_type) or types.is_scalar(var.sym_type)) and var.rank >= 0
+    return bool(types.is_tensor(var.sym_type) or types.is_scalar(var.sym_type))
 
 
 def _is_move(op: Operation) -> bool:
     if op.op_type not in MOVES or is_constant(op.inputs["x"]):
-        return False
-    if not _is_tensor(op.inputs["x"]) or not _is_tensor(op.outputs[0]):
         return False
     return op.op_type != "transpose" or constant(op.inputs["perm"]) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from milopt.mil import (
     constant,
     dtype_name,
     is_output,
-    is_removed,
     is_symbolic,
     operations,
     remove_if_dead,
@@ -33,7 +33,7 @@ from milopt.mil import flat as flattened
 from milopt.passes.layout_ops import ENTRIES, Indices, Keys, Place
 from milopt.passes.layout_reading import Edge, Node, Reading
 from milopt.passes.refining import refined
-from milopt.reports import require
+from milopt.reports import NoMatch, require
 from milopt.signature_layout import Relaid
 
 __all__ = ["Writing"]
@@ -51,7 +51,7 @@ class Writing:
         self.touched = touched
         self._made: dict[tuple[int, Layout], Var] = {}
         self._starts: dict[int, Layout] = {}
-        self._taken: set[str] = set()
+        self._taken = value_names(reading.function)
         self._constants: dict[tuple[Any, ...], Var] = {}
         self._builders: list[Builder] = []
         self._vectors: dict[tuple[Any, ...], Var] = {}
@@ -71,8 +71,10 @@ class Writing:
     def build(self) -> None:
         """Build what is new beside what is there. NoMatch where MIL refuses an op; the function is then as it was."""
         try:
-            self._old = self._build()
-        except BaseException:
+            self._build()
+        except BaseException as why:
+            if isinstance(why, NoMatch):
+                why.at = self._builders[-1].anchor
             self.undo()
             raise
 
@@ -96,44 +98,39 @@ class Writing:
             _rename(new, var)
         remove_if_dead(self._old)
         for op in reversed(self._old):  # a state is written again with what was written before
-            if op.op_type == "coreml_update_state" and not is_removed(op):
+            if op.op_type == "coreml_update_state":
                 given = op.inputs["value"].op
                 op.enclosing_block.remove_ops([op])
                 remove_if_dead([given] if given is not None else [])
-        remove_if_dead([op for op in self._old if not is_removed(op)])
+        remove_if_dead(self._old)
         for var, new in self._inputs.items():
             replace_input(function, var.name, new.name)
 
-    def _build(self) -> list[Operation]:
-        """Build what is new beside what is there; the ops that it takes the place of."""
+    def _build(self) -> None:
+        """Build what is new beside what is there, and note the ops that it takes the place of."""
         function = self.reading.function
-        self._taken = value_names(function)
-        numbers = {node.op: at for at, node in enumerate(self.reading.nodes) if node.op is not None}
+        numbers = {node.op: at for at, node in enumerate(self.reading.nodes)}
         for var in list(function.inputs.values()):
             if var in self.reading.places:
                 self._enter(var)
-        old: list[Operation] = []
         for op in list(function.operations):
-            if op.op_type == "const":
-                continue
             if op in self.reading.accesses:
                 edge = self.reading.accesses[op]
                 if self._changes(edge.relation):
                     self._access(op, edge)
-                    old.append(op)
+                    self._old.append(op)
                 else:
                     self._keep(op)
             elif op in numbers:
                 number = numbers[op]
                 if self._changes(number):
                     self._rebuild(op, number)
-                    old.append(op)
+                    self._old.append(op)
                 else:
                     self._keep(op)
-            else:
-                old.append(op)
+            elif op in self.reading.moves:
+                self._old.append(op)
             self._give(op)
-        return old
 
     def _enter(self, var: Var) -> None:
         """Take an input as it is, or as it will be."""
@@ -151,7 +148,6 @@ class Writing:
         name = f"{var.name}_laid"
         while name in self._taken:
             name += "_"
-        self._taken.add(name)
         self._inputs[var] = add_input(self.reading.function, name, shape, dtype_name(var), state=state)
         return self._inputs[var]
 
@@ -177,6 +173,7 @@ class Writing:
         if op.op_type == "read_state":
             made = builder.read_state(input=state)
         else:
+            assert edge.other is not None
             value = self._have(places[op.inputs["value"]][0], mode.layouts[edge.other], builder)
             made = builder.coreml_update_state(state=state, value=value)
         self._make(made, tensor, layout)
@@ -197,10 +194,8 @@ class Writing:
         places = self.reading.places
         inner = (each for block in op.blocks for each in operations(block))
         used = [var for each in (op, *inner) for _, var in arguments(each)]
-        used += [var for block in op.blocks for var in block.outputs]
         for var in dict.fromkeys(used):
-            known = var in self._uses or var in self._outputs or (var.op is None and var not in self._inputs)
-            if var in places and places[var][0] in self.touched and not known:
+            if var in places and places[var][0] in self.touched and var not in self._outputs:
                 new = self._have(*places[var], self._builder(op))
                 if new is not var:
                     self._uses[var] = new
@@ -210,13 +205,9 @@ class Writing:
 
     def _have(self, tensor: int, layout: Layout, op: Builder) -> Var:
         """The tensor in a layout: each is made once."""
-        made = self._made.get((tensor, layout))
-        if made is not None:
-            return made
-        start = self._starts[tensor]
-        value = self._made[tensor, start]
-        here = start
-        for step in plan(start, layout):
+        here = self._starts[tensor]
+        value = self._made[tensor, here]
+        for step in plan(here, layout):
             known = self._made.get((tensor, step.to))
             value = self._step(value, tensor, here, step, op) if known is None else known
             self._made[tensor, step.to] = value
@@ -232,7 +223,7 @@ class Writing:
             made = self._reshaped(x, here, step, shape, op)
         else:
             made = getattr(op, step.kind)(x=x, axes=list(step.axes))
-        return refined(made, shape, x)
+        return refined(made, shape, op.anchor)
 
     def _reshaped(self, x: Var, here: Layout, step: Step, shape: tuple[Any, ...], op: Builder) -> Var:
         """MIL works out one length by itself; of several, the others are read off ``x``."""
@@ -242,17 +233,16 @@ class Writing:
             made = op.reshape(x=x, shape=[-1 if is_symbolic(dim) else dim for dim in shape])
             return made
         if not step.regroups:
-            units = [at for at, axis in enumerate(here) if not axis]
-            made = op.squeeze(x=x, axes=units) if units else x
-            added = [at for at, axis in enumerate(step.to) if not axis]
-            return op.expand_dims(x=made, axes=added) if added else made
+            made = op.squeeze(x=x, axes=[at for at, axis in enumerate(here) if not axis])
+            made = op.expand_dims(x=made, axes=[at for at, axis in enumerate(step.to) if not axis])
+            return made
         kept = [at for at in unknown if step.to[at] in here]
-        require(len(kept) >= len(unknown) - 1, "several lengths that are not known are cut or joined", at=x)
+        require(len(kept) >= len(unknown) - 1, "several lengths that are not known are cut or joined")
         lengths = op.shape(x=x)
         entries: list[int | Var] = [-1 if is_symbolic(dim) else int(dim) for dim in shape]
         for at in kept[: len(unknown) - 1]:
             axis = np.array([here.index(step.to[at])], np.int32)
-            entries[at] = op.gather(x=lengths, indices=axis, axis=0)
+            entries[at] = op.gather(x=lengths, indices=axis)
         made = op.reshape(x=x, shape=self._vector(Indices(tuple(entries)), op))
         return made
 
@@ -267,7 +257,7 @@ class Writing:
         return tuple(shape)
 
     def _give(self, op: Operation) -> None:
-        """Give the function's outputs among ``op``'s results their new values."""
+        """Give what the function, or a nested block, returns of ``op``'s results its new values."""
         places = self.reading.places
         for var in op.outputs:
             if not is_output(var) or var not in places or places[var][0] not in self.touched:
@@ -316,13 +306,12 @@ class Writing:
         inputs = {
             name: self._vector(value, builder) if isinstance(value, Indices) else value
             for name, value in inputs.items()
-            if value is not None
         }
         results = flattened(getattr(builder, op.op_type)(**inputs))
         ports = relation.ports[len(node.spec.operands) :]
         layouts = mode.layouts[len(node.spec.operands) :]
         for old, new, port, layout in zip(op.outputs, results, ports, layouts, strict=True):
-            require(new.dtype == old.dtype, "it would be of {}, not {}", dtype_name(new), dtype_name(old), at=op)
+            require(new.dtype == old.dtype, "it would be of {}, not {}", dtype_name(new), dtype_name(old))
             refined(new, self._shape(port.tensor, layout), op)
             self._make(new, port.tensor, layout)
 
@@ -345,9 +334,9 @@ class Writing:
             partly = any(label in own for label in axis)
             wide += [node.sizes[label] if label in own else 1 for label in axis]
             whole += [node.sizes[label] if partly else 1 for label in axis]
-            shape.append(int(np.prod([node.sizes[label] for label in axis], dtype=np.int64)) if partly else 1)
+            shape.append(prod(node.sizes[label] for label in axis) if partly else 1)
         wider: Any = np.broadcast_to(pieces.reshape(wide), whole)
-        return self._held(op, var, wider.reshape(shape), (*order, -1, *wide))
+        return self._held(op, var, wider.reshape(shape), (tuple(order), tuple(wide)))
 
     def _vector(self, indices: Indices, op: Builder) -> Any:
         """An index vector: a constant, or a concat of numbers and of what is known when the program runs."""
@@ -365,7 +354,7 @@ class Writing:
             self._vectors[indices.entries] = op.concat(values=values, axis=0)
         return self._vectors[indices.entries]
 
-    def _held(self, op: Builder, var: Var, array: Any, arranged: tuple[int, ...]) -> Var:
+    def _held(self, op: Builder, var: Var, array: Any, arranged: tuple[Any, ...]) -> Var:
         """``array``, which is ``var`` as ``arranged`` tells, as a constant that is made once."""
         key = (var, array.shape, arranged)
         held = self._constants.get(key)
@@ -379,7 +368,7 @@ def _place(node: Node, template: Template, shape: tuple[Any, ...]) -> Place:
     spec = node.spec
     assert spec is not None
     where = {label: at for at, axis in enumerate(template) for label in axis}
-    at = {key: where[node.labels[key][0]] for key in spec.whole if key in node.labels}
+    at = {key: where[node.labels[key][0]] for key in spec.whole}
     drops = {label for key in spec.drops for label in node.labels[key]}
     dropped = tuple(index for index, axis in enumerate(template) if drops.intersection(axis))
     return Place(len(template), at, dropped, shape)
@@ -387,7 +376,7 @@ def _place(node: Node, template: Template, shape: tuple[Any, ...]) -> Place:
 
 def _rename(new: Var, old: Var) -> None:
     """Give ``new`` the name of ``old``, and the other way round."""
-    name, own = old.name, new.name
-    new.name, old.name = name, own
-    if new.op is not None and len(new.op.outputs) == 1:
-        new.op.name = name
+    new.name, old.name = old.name, new.name
+    assert new.op is not None
+    if len(new.op.outputs) == 1:
+        new.op.name = new.name

@@ -105,6 +105,10 @@ class Graph:
                 if end != start:
                     yield number, start, end, those
 
+    def moved(self, modes: Sequence[Mode]) -> int:
+        """The elements that a choice of modes moves."""
+        return int(sum(self._elements(tensor, start, end) for tensor, start, end, _ in self.moves(modes)))
+
     def choose(self, also: Iterable[tuple[int, Layout]] = ()) -> Choice:
         """A mode for each relation such that the moves cost least. ``also`` as for :meth:`modes`."""
         modes = self.modes(also)

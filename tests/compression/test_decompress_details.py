@@ -15,7 +15,13 @@ from milopt.mil import Program, mb, operations, target, types
 from milopt.opaque import opaque_class
 from milopt.package import load
 from milopt.passes.compressing import spread
-from milopt.passes.decompression import Decompress, _argument, compressed_weights  # pyright: ignore[reportPrivateUsage]
+from milopt.passes.decompression import (
+    Decompress,
+    _argument,  # pyright: ignore[reportPrivateUsage]
+    compressed_bytes,
+    compressed_places,
+    compressed_weights,
+)
 from milopt.progress import listening
 
 F16: Any = np.float16
@@ -44,6 +50,40 @@ def test_ops_of_which_nothing_is_known_stay() -> None:
     (weight,) = compressed_weights(model)
     assert (weight.name, weight.array.tolist()) == ("w5", [[5, 5], [10, 10]])
     assert Decompress().run(model).applied == 1
+
+
+def test_which_ops_are_weights_of_layers() -> None:
+    """One that an addition holds too is a weight as well; one that nothing uses is only decoded."""
+    scale: Any = np.array([[1], [2]], F16)
+
+    def held(at: int) -> Any:
+        data = np.full((2, 2), at, np.int8)
+        return mb.constexpr_blockwise_shift_scale(data=data, scale=scale, name=f"w{at}")
+
+    @mb.program(input_specs=[mb.TensorSpec((1, 2), types.fp16)], opset_version=target.iOS18)
+    def built(x: Any) -> Any:
+        weight, added, _ = held(1), held(2), held(3)
+        return mb.linear(x=mb.add(x=x, y=added), weight=weight), mb.add(x=x, y=weight)
+
+    model = load(built)
+    assert [weight.name for weight in compressed_weights(model)] == ["w1", "w2", "w3"]
+    assert [[place.op.name for place in places] for places in compressed_places(model)] == [["w1"]]
+    assert compressed_bytes(model) == (4 + 4, 8)
+
+
+def test_a_mask_that_nothing_uses_is_no_weight() -> None:
+    """Of an op with two results, the values alone are read, with the mask that was there before."""
+    mask: Any = np.array([[1, 0], [1, 1]], np.uint8).astype(types.nptype_from_builtin(types.uint1))
+
+    @mb.program(input_specs=[mb.TensorSpec((1, 2), types.fp16)], opset_version=target.iOS18)
+    def built(x: Any) -> Any:
+        _, values = mb.constexpr_sparse_blockwise_shift_scale(
+            data_mask=mask, nonzero_data=np.array([1, 2, 3], np.int8), scale=np.array([[2], [4]], F16)
+        )
+        held = mb.constexpr_sparse_to_dense(nonzero_data=values, mask=mask, name="held")
+        return mb.linear(x=x, weight=held)
+
+    assert [weight.name for weight in compressed_weights(load(built))] == ["held"]
 
 
 def test_arguments_are_plain_numbers() -> None:

@@ -15,6 +15,7 @@ _SYMMETRIC = "one is as large as the other where the other is as large as the on
 _SET = "a dictionary that serves as an ordered set"
 _UNREAD = "two constants of the pattern of which nothing but that they are there is asked"
 _WITHIN = "from wherever a group is looked at, and however often, it is the same: only time is lost"
+_BEYOND = "the bounds lie a millionth beyond what rounds to the numbers, where none of the published ones is"
 _MORE = "a value comes up once more than needed, and each step says again what is known already"
 
 # (file, function) -> (before, after) -> why nothing changes
@@ -47,6 +48,24 @@ EQUIVALENT: dict[tuple[str, str], dict[tuple[str, str], str]] = {
     },
     ("passes/attention_styles.py", "_products"): {
         ("op.softmax(x=scores, axis=-1)", "op.softmax(x=scores)"): "the last axis is the default",
+    },
+    ("passes/compressing.py", "<module>"): {
+        ("P = TypeVar('P', bound=Plan)", "P = TypeVar('PXX', bound=Plan)"): "type checkers alone read it",
+        ("P = TypeVar('P', bound=Plan)", "P = TypeVar('P')"): "type checkers alone read it",
+    },
+    ("passes/frequencies.py", "_fit"): {
+        (
+            "(base for base in BASES if least <= base <= most)",
+            "(base for base in BASES if least < base <= most)",
+        ): _BEYOND,
+        (
+            "(base for base in BASES if least <= base <= most)",
+            "(base for base in BASES if least <= base < most)",
+        ): _BEYOND,
+    },
+    ("passes/frequencies.py", "_identified"): {
+        ("(table >= low) & (table <= high)", "(table > low) & (table <= high)"): _BEYOND,
+        ("(table >= low) & (table <= high)", "(table >= low) & (table < high)"): _BEYOND,
     },
     ("passes/decomposition.py", "DecomposeAttention.pattern"): {
         ("op.one_of('masking', mask=mask, none=None)", "op.one_of('masking', mask=None, none=mask)"): _ORDER,

@@ -248,7 +248,7 @@ def test_frequencies_that_nothing_explains(wavelengths: bool) -> None:
     assert place_of(raised.value.at) == "row"
     assert str(raised.value) == (
         f"fp16 has rounded its inverse frequencies, and {WHY}: at position {ROWS - 1} an angle may be "
-        f" {error:.2g} rad off; approximate=true makes the table nevertheless"
+        f"{error:.2g} rad off; approximate=true makes the table nevertheless"
     )
     found = tabulate(out, ROWS, approximate=True)
     assert found.notes == (
@@ -259,12 +259,13 @@ def test_frequencies_that_nothing_explains(wavelengths: bool) -> None:
     np.testing.assert_array_equal(found.table[5, 0], 5 / wide_row if wavelengths else 5 * wide_row)
 
 
-def yarn(factor: Any, *, cosines: bool = True, divided: bool = False) -> Tabulated:
+def yarn(factor: Any, *, cosines: bool = True, divided: bool = False, twice: bool = False) -> Tabulated:
     """Cosines of yarn's frequencies, or of the positions, times ``factor``."""
     row = Yarn(1e4, 4.0, context=64).frequencies(16).astype(np.float16)
 
     def body(p: Any) -> Any:
         angles = mb.mul(x=narrow_column(p), y=row) if cosines else narrow_column(p)
+        angles = mb.concat(values=(angles, angles), axis=-1) if twice else angles
         return (mb.real_div if divided else mb.mul)(x=mb.cos(x=angles), y=factor)
 
     return table(built(body))
@@ -291,6 +292,7 @@ def test_the_attention_factor_of_yarn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert factor not in (1.0, float(rounded))
     cosines = np.cos(3 * exact.frequencies(16))
     np.testing.assert_allclose(yarn(rounded).table[3, 0], cosines * factor, rtol=1e-15)  # float64
+    np.testing.assert_allclose(yarn(rounded, twice=True).table[3, 0], np.tile(cosines, 2) * factor, rtol=1e-15)
     # another number, numbers for each frequency, and the number beside other angles stay what they are
     np.testing.assert_allclose(yarn(np.float16(2)).table[3, 0], cosines * 2, rtol=1e-15)
     row = exact.frequencies(16)

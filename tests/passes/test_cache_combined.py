@@ -133,7 +133,7 @@ def decoder(
 
 
 def row(past: Any, at: int, x: Any) -> Any:
-    return mb.slice_by_index(x=past, begin=[at, 0, 0, 0], end=[at + 1, 2, 5, SIZE])
+    return mb.slice_by_index(x=past, begin=[at, 0, 0, 0], end=[at + 1, 2, 5, SIZE], name=f"part_{at}")
 
 
 def joined(wholes: list[Any], news: list[Any], x: Any) -> Any:
@@ -146,44 +146,51 @@ def swapped(wholes: list[Any], news: list[Any], x: Any) -> Any:
 
 def column(past: Any, at: int, x: Any) -> Any:
     """Of (1, 2, 5, 4·SIZE): the features of all are side by side."""
-    return mb.slice_by_index(x=past, begin=[0, 0, 0, at * SIZE], end=[1, 2, 5, (at + 1) * SIZE])
+    return mb.slice_by_index(x=past, begin=[0, 0, 0, at * SIZE], end=[1, 2, 5, (at + 1) * SIZE], name=f"part_{at}")
 
 
 def turned(past: Any, at: int, x: Any) -> Any:
     part = mb.slice_by_index(x=past, begin=[at, 0, 0, 0], end=[at + 1, 5, 2, SIZE])
-    return mb.transpose(x=part, perm=[0, 2, 1, 3])
+    return mb.transpose(x=part, perm=[0, 2, 1, 3], name=f"part_{at}")
 
 
 def chosen(past: Any, at: int, x: Any) -> Any:
     number = mb.reduce_argmax(x=mb.reshape(x=x, shape=[-1]), axis=0)
-    return mb.gather(x=past, indices=mb.expand_dims(x=number, axes=[0]), axis=0)
+    return mb.gather(x=past, indices=mb.expand_dims(x=number, axes=[0]), axis=0, name=f"part_{at}")
 
 
 def stepped(past: Any, at: int, x: Any) -> Any:
-    return mb.slice_by_index(x=past, begin=[at, 0, 0, 0], end=[at + 5, 2, 5, SIZE], stride=[5, 1, 1, 1])
+    return mb.slice_by_index(
+        x=past, begin=[at, 0, 0, 0], end=[at + 5, 2, 5, SIZE], stride=[5, 1, 1, 1], name=f"part_{at}"
+    )
 
 
 ROWS = (PARTS, 2, 5, SIZE)
-REFUSALS: dict[str, tuple[Callable[[], Program], str]] = {
+REFUSALS: dict[str, tuple[Callable[[], Program], str, str]] = {
     "another order": (
         lambda: decoder(row, swapped, ROWS),
         "its presents are put together in another order, or not all",
+        "present",
     ),
     "not all go out": (
         lambda: decoder(row, lambda wholes, news, x: mb.concat(values=wholes[:3], axis=0), ROWS),
         "its parts overlap, differ in size, or are not all of it",
+        "past",
     ),
     "one after another along an axis behind": (
         lambda: decoder(row, lambda wholes, news, x: mb.concat(values=wholes, axis=3), ROWS),
         "no output holds what its parts become, one behind another",
+        "whole_0",
     ),
     "presents that are computed": (
         lambda: decoder(row, lambda wholes, news, x: mb.concat(values=[*wholes, mb.relu(x=wholes[3])], axis=0), ROWS),
         "no output holds what its parts become, one behind another",
+        "whole_0",
     ),
     "of other shapes": (
         lambda: decoder(row, lambda wholes, news, x: mb.concat(values=wholes, axis=1), ROWS),
         "it can't be told which of its axes holds the slots",
+        "past",
     ),
     "presents that are used": (
         lambda: decoder(
@@ -192,6 +199,7 @@ REFUSALS: dict[str, tuple[Callable[[], Program], str]] = {
             ROWS,
         ),
         "its presents, put together, are also used elsewhere",
+        "present",
     ),
     "presents that go out twice": (
         lambda: decoder(
@@ -203,59 +211,79 @@ REFUSALS: dict[str, tuple[Callable[[], Program], str]] = {
             ROWS,
         ),
         "its presents, put together, are also used elsewhere",
+        "first",
     ),
     "of another rank": (
         lambda: decoder(row, lambda wholes, news, x: mb.stack(values=wholes, axis=0, name="present"), ROWS),
         "what goes out has another rank than what comes in",
+        "present",
     ),
     "parts that are left out": (
         lambda: decoder(row, joined, (PARTS + 1, 2, 5, SIZE)),
         "its parts overlap, differ in size, or are not all of it",
+        "past",
     ),
     "a part that two layers have": (
         lambda: decoder(lambda past, at, x: row(past, at % 2, x), joined, ROWS),
         "its parts overlap, differ in size, or are not all of it",
+        "past",
     ),
     "features side by side": (
         lambda: decoder(column, joined, (1, 2, 5, PARTS * SIZE)),
         "a part of it is no run of its elements",
+        "part_0",
     ),
     "transposed": (
         lambda: decoder(turned, joined, (PARTS, 5, 2, SIZE)),
         "a part of it is transposed before it grows",
+        "part_0",
     ),
-    "a part that is chosen": (lambda: decoder(chosen, joined, ROWS), "a part of it is chosen"),
-    "steps": (lambda: decoder(stepped, joined, ROWS), "a part of it is cut with steps"),
+    "a part that is chosen": (lambda: decoder(chosen, joined, ROWS), "a part of it is chosen", "part_0"),
+    "steps": (lambda: decoder(stepped, joined, ROWS), "a part of it is cut with steps", "part_0"),
     "cut slots": (
         lambda: decoder(
-            lambda past, at, x: mb.slice_by_index(x=past, begin=[at, 0, 1, 0], end=[at + 1, 2, 6, SIZE]),
+            lambda past, at, x: mb.slice_by_index(
+                x=past, begin=[at, 0, 1, 0], end=[at + 1, 2, 6, SIZE], name=f"part_{at}"
+            ),
             joined,
             (PARTS, 2, 6, SIZE),
         ),
         "a part of it is no run of its elements",
+        "part_0",
     ),
     "a computed place": (
         lambda: decoder(
-            lambda past, at, x: mb.slice_by_size(x=past, begin=_place(at, x), size=[1, 2, 5, SIZE]), joined, ROWS
+            lambda past, at, x: mb.slice_by_size(x=past, begin=_place(at, x), size=[1, 2, 5, SIZE], name=f"part_{at}"),
+            joined,
+            ROWS,
         ),
         "a part of it is cut at a computed place",
+        "part_0",
     ),
     "some presents that are cut": (
         lambda: decoder(
             lambda past, at, x: mb.slice_by_index(x=past, begin=[at, 0, 0, 0], end=[at + 1, 1, 5, SIZE]),
-            lambda wholes, news, x: mb.concat(values=[_last(wholes[0]), *wholes[1:]], axis=2),
+            lambda wholes, news, x: mb.concat(values=[_last(wholes[0]), *wholes[1:]], axis=2, name="present"),
             (PARTS, 1, 5, SIZE),
             heads=1,
         ),
         "some of its presents are cut",
+        "present",
     ),
     "other axes": (
         lambda: growing_apart(),
         "its parts grow along different axes, or differ in shape",
+        "past",
+    ),
+    "a part of other slots": (
+        lambda: decoder(row, joined, (PARTS, 2, get_new_symbol(), SIZE)),
+        "its slots are cut",
+        "part_0",
     ),
     "used elsewhere": (
         lambda: decoder(row, lambda wholes, news, x: (joined(wholes, news, x), _sum_of_past(wholes[0])), ROWS),
         "the past is also used elsewhere",
+        "sum",
     ),
 }
 
@@ -312,12 +340,13 @@ def test_a_part_that_is_cut_along_open_slots(how: str) -> None:
 
 @pytest.mark.parametrize("case", REFUSALS)
 def test_refusals(case: str) -> None:
-    build, reason = REFUSALS[case]
+    build, reason, place = REFUSALS[case]
     made = load(build())
     before = text(made)
     report = KvToState().run(made)
     assert not report
-    assert [miss.reason for miss in report.misses] == [f"input past holds the pasts of several tensors, and {reason}"]
+    reason = f"input past holds the pasts of several tensors, and {reason}"
+    assert [(miss.place, miss.reason) for miss in report.misses] == [(place, reason)]
     assert text(made) == before
 
 

@@ -19,7 +19,9 @@ from milopt.text import text
 from milopt.verify import compare
 
 from .cache_small import HEADS, SIZE, named, small
+from .programs import One
 from .test_cache_combined import PARTS, ROWS, decoder, joined, row
+from .test_cache_combined_details import news_joined, tails_joined
 from .test_cache_states_details import CASES
 
 LETTERS: dict[str, tuple[Callable[[], Model], dict[str, Any]]] = {
@@ -377,3 +379,56 @@ def test_ranges_of_a_past_of_any_length() -> None:
     assert list(declared) == ["past_k0", "past_v0"]
     sizes = [shape[2] for shape in declared.values()]
     assert [(size.lower_bound, size.upper_bound, size.default) for size in sizes] == [(1, 5, 1)] * 2
+    made = small(None, None)
+    assert KvToState(context=100).run(made)
+    assert StateToKv().run(made)
+    sizes = [each.shape.shape[2] for each in made.function().input_types]
+    assert [(size.lower_bound, size.upper_bound, size.default) for size in sizes] == [(1, 99, 36)] * 2
+
+
+def test_nothing_to_do() -> None:
+    report = StateToKv().run(small())
+    assert (report.notes, report.misses, report.tried) == (["there are no states"], [], 0)
+
+
+@pytest.mark.parametrize("together", [news_joined, tails_joined, joined])
+def test_what_goes_out_of_one_output(together: Any) -> None:
+    made = load(decoder(row, together, ROWS))
+    before = made.clone()
+    assert KvToState().run(made)
+    stateful_ = made.clone()
+    report = StateToKv().run(made)
+    for one, signature in ((before, None), (stateful_, report.signature)):
+        verdict = compare(one, made, signature=signature)
+        assert verdict, str(verdict)
+
+
+def test_parts_that_are_not_so() -> None:
+    def states() -> Model:
+        made = load(decoder(row, joined, ROWS))
+        assert KvToState().run(made)
+        return made
+
+    def turned(said: CacheSignature) -> CacheSignature:
+        return replace(said, combined=(replace(said.combined[0], part=(1, SIZE, 0, 2)),))
+
+    assert refused(saying(states(), turned)) == [("main", "whole_0_coreml_update_state", WRITTEN)]
+    assert refused(saying(states(), first(rows=2))) == [("main", "whole_0_coreml_update_state", WRITTEN)]
+
+
+TWO, THREE = np.array([2], np.int32), np.array([3], np.int32)
+USES: list[tuple[One, tuple[str, str]]] = [
+    (lambda x: mb.add(x=x, y=THREE, name="more"), ("more", "add also uses the position")),
+    (lambda x: mb.floor_div(x=mb.add(x=x, y=THREE), y=TWO, name="half"), ("half", "floor_div also uses the position")),
+    (lambda x: mb.identity(x=x, name="same"), ("same", "identity also uses the position")),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), USES)
+def test_the_position_is_used_besides(change: One, expected: tuple[str, str]) -> None:
+    made = stateful()
+    function = made.function()
+    with function:
+        more = change(function.inputs["current_pos"])
+    function.set_outputs([*function.outputs, more])
+    assert refused(made) == [("main", *expected)]

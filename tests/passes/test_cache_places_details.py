@@ -19,7 +19,7 @@ from milopt.passes.contract import ClientContract
 from milopt.signature import CacheSignature, CacheSlot, Combined
 from milopt.text import text
 
-from .cache_programs import CONTEXT, SIZE, Layer, model
+from .cache_programs import SIZE, Layer, model
 from .cache_small import Extra, small
 from .test_cache_combined import ROWS, decoder, joined, row
 from .test_cache_forms import agree
@@ -90,16 +90,24 @@ def placed(layers: list[Layer], **options: Any) -> list[tuple[str, int, int, int
     return [(slot.state, slot.row, slot.rows, slot.ring) for slot in made.slots]
 
 
-def test_keys_lie_before_both_and_values() -> None:
-    two = [Layer(together=True), Layer(together=True)]
-    assert placed(two, layout="unified") == [("kv_cache", 0, 2, 0), ("kv_cache", 2, 2, 0)]
-    assert placed(two) == [("kv_cache", 0, 2, 0), ("kv_cache", 2, 2, 0)]
-    assert placed(two, layout="per-layer") == [("kv_cache_0", 0, 2, 0), ("kv_cache_1", 0, 2, 0)]
+@pytest.mark.parametrize(
+    ("layout", "names", "rows"),
+    [
+        ("unified", ("kv_cache", "kv_cache"), (0, 2)),
+        ("pair", ("kv_cache", "kv_cache"), (0, 2)),
+        ("per-layer", ("kv_cache_0", "kv_cache_1"), (0, 0)),
+    ],
+)
+def test_keys_and_values_in_one_tensor(layout: str, names: tuple[str, str], rows: tuple[int, int]) -> None:
+    made = placed([Layer(together=True), Layer(together=True)], layout=layout)
+    assert made == [(name, row_, 2, 0) for name, row_ in zip(names, rows, strict=True)]
 
 
 def test_axes_that_differ_from_the_first() -> None:
     made = signature(model((1,), [Layer(), Layer(transposed=True)]), layout="per-layer")
     assert (made.axis, [slot.axis for slot in made.slots]) == (2, [None, None, 3, None])
+    made = signature(model((1,), [Layer(transposed=True)]))
+    assert (made.axis, [slot.axis for slot in made.slots]) == (3, [None, 2])
 
 
 def test_rings_of_one_size_and_of_two() -> None:
@@ -137,20 +145,20 @@ def saying(made: Model, context: str) -> Model:
 
 
 @pytest.mark.parametrize(
-    ("layers", "said", "context"),
+    ("pasts", "forms", "said", "context"),
     [
-        ([KEEPS], "", 4 * 6),
-        ([KEEPS], "50", 50),
-        ([KEEPS], "0", 4 * 6),
-        ([KEEPS], "many", 4 * 6),
-        ([KEEPS, Layer(kept=7, returned="kept")], "", 4 * 8),
-        ([Layer(kept=7, returned="kept"), KEEPS], "", 4 * 8),
-        ([KEEPS, Layer()], "50", CONTEXT),
-        ([Layer()], "50", CONTEXT),
+        ((5,), ["kept"], "", 4 * 6),
+        ((5,), ["kept"], "50", 50),
+        ((5,), ["kept"], "0", 4 * 6),
+        ((5,), ["kept"], "many", 4 * 6),
+        ((5, 7), ["kept", "kept"], "", 4 * 8),
+        ((7, 5), ["kept", "kept"], "", 4 * 8),
+        ((5, 11), ["kept", "all"], "50", 12),
+        ((11,), ["all"], "50", 12),
     ],
 )
-def test_how_many_slots_there_are(layers: list[Layer], said: str, context: int) -> None:
-    made = model((1,), layers)
+def test_how_many_slots_there_are(pasts: tuple[int, ...], forms: list[str], said: str, context: int) -> None:
+    made = small(1, pasts, layers=len(pasts), returned=forms, masks=[f"mask{at}" for at in range(len(pasts))])
     assert signature(saying(made, said) if said else made).context == context
 
 
@@ -171,7 +179,8 @@ def test_contexts_of_two_sizes() -> None:
 
 def test_what_keeps_all_and_what_forgets_under_one_mask() -> None:
     told = "a mask is shared by tensors that keep all tokens and such that don't"
-    assert declined(two(6, 6, masks=("mask", "mask"), returned=("kept", "all"))) == [("whole_k0", told)]
+    shared = small(1, (5, 5, 5), layers=3, masks=("one", "other", "other"), returned=("all", "kept", "all"))
+    assert declined(shared) == [("whole_k1", told)]
 
 
 # --- sizes that are computed with

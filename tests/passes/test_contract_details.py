@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from milopt.mil import Function, Program, get_new_symbol, mb, rename_input, target, types
@@ -14,7 +16,7 @@ from milopt.passes.cache import KvToState
 from milopt.passes.contract import ClientContract
 from milopt.passes.contract_writing import TRACE, writes_of
 from milopt.reports import NoMatch, place_of
-from milopt.signature import WINDOW_KEY
+from milopt.signature import METADATA_KEY, WINDOW_KEY, CacheSignature
 from milopt.text import text
 
 from .cache_programs import Layer, flexible
@@ -180,6 +182,11 @@ def test_states_that_are_refused(case: str) -> None:
 INPUTS: dict[str, tuple[Callable[[], Model], tuple[str, str]]] = {
     "two sequences": (lambda: tiny(tokens=(2, "s")), ("input_ids", "is (2, s): the client feeds one sequence")),
     "no sequence": (lambda: tiny(tokens=("s",)), ("input_ids", "is (s,): the client feeds one sequence")),
+    "one token": (lambda: tiny(tokens=(1,)), ("input_ids", "is (1,): the client feeds one sequence")),
+    "a sequence of rows": (
+        lambda: tiny(tokens=(1, "s", 1)),
+        ("input_ids", "is (1, s, 1): the client feeds one sequence"),
+    ),
     "so many tokens": (lambda: tiny(tokens=(1, 4)), ("input_ids", RANGED)),
     "another input": (lambda: tiny(), ("new_key", "the client gives no fp16 (1, 2, s, 4)")),
     "a mask for each head": (
@@ -271,6 +278,72 @@ def with_logits(change: One) -> Model:
 def test_reasons_of_the_pass_itself() -> None:
     made = model(opset=target.iOS17)
     assert refused(made) == ("", "needs iOS18, the function is iOS17")
+
+
+@pytest.mark.parametrize("style", ["anemll", "coreml-llm"])
+def test_contracts_of_folders(style: Any) -> None:
+    made = model()
+    before = text(made.program), dict(made.metadata)
+    report = ClientContract(style=style).run(made)
+    assert (text(made.program), dict(made.metadata)) == before
+    told = f"the {style} contract is of a folder, which milopt contract --style {style} writes"
+    assert [(miss.function, miss.place, miss.reason) for miss in report.misses] == [("main", "", told)]
+    assert (report.applied, report.tried, report.notes) == (0, 1, [])
+
+
+def saying(**fields: Any) -> Model:
+    """States whose metadata say something else of the first tensor."""
+    made = cache_of()
+    signature = CacheSignature.from_metadata(made.metadata)
+    assert signature is not None
+    slots = (replace(signature.slots[0], **fields), *signature.slots[1:])
+    made.metadata[METADATA_KEY] = replace(signature, slots=slots).to_json()
+    return made
+
+
+def test_states_that_hold_other_tensors() -> None:
+    told = "the cache is not (1, heads, slots, size)"
+    assert refused(saying(axis=3)) == ("", told)
+    assert refused(saying(rows=2)) == ("", told)
+    told = "its states are key_cache, kv_cache, value_cache: kv-to-state{layout=pair}"
+    assert refused(saying(state="kv_cache")) == ("", told)
+
+
+def plain(masks: tuple[str, ...] = (), **names: str) -> Model:
+    """Attention of what tokens alone give, and so many masks."""
+    length, columns, before = (get_new_symbol() for _ in range(3))
+    inputs = {"input_ids": mb.placeholder((1, length), types.int32)}
+    inputs |= {name: mb.placeholder((1, 1, length, columns), types.fp16) for name in masks}
+    inputs |= {f"past_{kind}": mb.placeholder((1, H, before, D), types.fp16) for kind in ("key", "value")}
+    program = Program()
+    with Function(inputs, opset_version=target.iOS18) as made:
+        args = dict(made.inputs)
+        tokens = mb.expand_dims(x=mb.cast(x=args["input_ids"], dtype="fp16"), axes=[1, 3])
+        query, key, value = (mb.mul(x=tokens, y=np.full((1, H, 1, D), at, np.float16)) for at in (1, 2, 3))
+        key = mb.concat(values=[args["past_key"], key], axis=2, name="present_key")
+        value = mb.concat(values=[args["past_value"], value], axis=2, name="present_value")
+        scores = mb.matmul(x=query, y=key, transpose_y=True)
+        for name in masks:
+            scores = mb.add(x=scores, y=args[name])
+        out = mb.matmul(x=mb.softmax(x=scores, axis=-1), y=value)
+        logits = mb.reduce_sum(x=out, axes=[1], name="logits")
+        made.set_outputs([logits, key, value])
+    program.add_function("main", made)
+    result = load(program)
+    result.metadata["milopt.context"] = str(CONTEXT)
+    return renamed(result, **names)
+
+
+def test_masks_by_any_name_and_none() -> None:
+    assert refused(plain()) == ("", "no mask tells how many columns there are")
+    report = ClientContract().run(plain(("mask",), mask="positions"))
+    assert report.signature is not None
+    assert report.signature.renamed == (("input_ids", "inputIds"), ("positions", "causalMask"))
+    assert refused(plain(("one", "two"))) == ("", "it takes 2 masks, and the client has one: one, two")
+    windowed = plain(("one", "sliding_mask", "two"))
+    windowed.metadata[WINDOW_KEY] = "3"
+    told = "it takes 3 masks, and the client has one: one, sliding_mask, two"
+    assert refused(windowed) == ("", told)
 
 
 # --- what is written

@@ -420,6 +420,23 @@ def test_equal_kernels_become_one() -> None:
     assert share_kernels(twins(other=True).functions) == 0
 
 
+def test_equal_compressed_kernels_become_one() -> None:
+    data: Any = np.ones((4, 6), np.int8)
+    scales: list[Any] = [np.full((4, 1), scale, np.float32) for scale in (2, 3)]
+
+    def build(x: Any) -> Any:
+        held = [
+            mb.constexpr_blockwise_shift_scale(data=data, scale=scales[at], name=name)
+            for at, name in ((0, "first"), (0, "second"), (1, "third"))
+        ]
+        return tuple(mb.linear(x=x, weight=each) for each in held)
+
+    program = program_of(build, ((5, 6), FP32))
+    assert share_kernels(program.functions) == 3  # with its numbers and its scales
+    held = [op.inputs["weight"].name for op in program.functions["main"].operations if op.op_type == "linear"]
+    assert held == ["first", "first", "third"]
+
+
 def test_weights_that_are_outputs_or_lie_outside_are_not_shared() -> None:
     def outputs(x: Any) -> Any:
         first, second = (mb.const(val=WEIGHT, name=name) for name in ("first", "second"))

@@ -14,6 +14,7 @@ from milopt.mil import Operation, Program, Var, get_new_symbol, mb, operations, 
 from milopt.passes.layout_axes import MOVES, Axes, Numbering, moved, segments
 
 from .refusals import program_of
+from .test_layout_disputes import declare
 
 FP32 = types.fp32
 
@@ -134,6 +135,41 @@ def test_cuts_that_do_not_fit_are_opaque() -> None:
     axes, values, ops = axes_of(several, (12,))
     assert len(axes.opaque) == 1
     assert axes.pieces(values["x"]) in ([[2, 3, 2]], [[3, 4]], [[2, 6]], [[3, 2, 2]])
+
+
+def test_of_two_that_do_not_fit_the_later_is_opaque() -> None:
+    def build(x: Any) -> Any:
+        one = mb.reshape(x=x, shape=[2, 6], name="one")
+        return one, mb.reshape(x=x, shape=[3, 4], name="two")
+
+    axes, values, ops = axes_of(build, (12,))
+    assert axes.opaque == {ops["two"]}
+    assert [axes.pieces(values[name]) for name in ("x", "one", "two")] == [[[2, 6]], [[2], [6]], [[3], [4]]]
+
+
+def test_a_transpose_of_another_shape_is_opaque() -> None:
+    program = program_of(lambda x: mb.transpose(x=x, perm=[1, 0], name="op"), ((2, 3), FP32))
+    (op,) = [op for op in operations(program.functions["main"]) if op.name == "op"]
+    declare(op.outputs[0], (3, 4))
+    axes = Axes()
+    axes.add_move(op)
+    axes.settle()
+    assert axes.opaque == {op}
+    assert axes.root((op.outputs[0], 0)) != axes.root((op.inputs["x"], 1))
+
+
+def test_sizes_that_disagree() -> None:
+    first, second = get_new_symbol(), get_new_symbol()
+    program = program_of(lambda x, y: mb.identity(x=x), ((2, first, 3), FP32), ((2, second, 4), FP32))
+    x, y = (program.functions["main"].inputs[name] for name in ("x", "y"))
+    axes = Axes()
+    assert axes.disagreement([(x, 0)]) is None
+    assert axes.disagreement([(x, 0), (y, 0)]) is None
+    assert axes.disagreement([(x, 1), (y, 1)]) is None  # which may be one length
+    assert axes.disagreement([(x, 2), (y, 2)]) == "x has 3 on axis 2 where y has 4 on axis 2"
+    assert axes.disagreement([(x, 1), (y, 0)]) == f"x has {first} on axis 1 where y has 2 on axis 0"
+    assert axes.disagreement([(y, 0), (x, 1)]) == f"y has 2 on axis 0 where x has {first} on axis 1"
+    assert axes.disagreement([(x, 0), (y, 0), (y, 2)]) == "x has 2 on axis 0 where y has 4 on axis 2"
 
 
 def test_symbols_are_cut_as_numbers_are() -> None:

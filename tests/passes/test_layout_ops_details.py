@@ -15,6 +15,7 @@ from milopt.mil import Operation, flat, get_new_symbol, mb, refine_shape, types
 from milopt.passes.layout_ops import ENTRIES, Indices, Place, Spec
 
 from .refusals import program_of
+from .test_layout_disputes import declare
 
 FP32, FP16, INT32, BOOL = types.fp32, types.fp16, types.int32, types.bool
 SYMBOL = get_new_symbol()
@@ -326,6 +327,60 @@ ALONG: dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]], str]] = {
 def test_along(name: str) -> None:
     build, shapes, wanted = ALONG[name]
     assert told(spec_of(build, *shapes)) == wanted
+
+
+def known(value: Any) -> Any:
+    """A value that MIL knows while it builds, though no constant holds it."""
+    return mb.identity(x=mb.const(val=value))
+
+
+ONE: Any = np.array([1], np.int32)
+COMPUTED: dict[str, Callable[[Any], Any]] = {
+    "axes of a sum": lambda x: mb.reduce_sum(x=x, axes=known(ONE), keep_dims=True, name="op"),
+    "whether a sum keeps them": lambda x: mb.reduce_sum(x=x, axes=[1], keep_dims=known(True), name="op"),
+    "axis of the largest": lambda x: mb.reduce_argmax(x=x, axis=known(np.int32(1)), name="op"),
+    "whether the largest keeps it": lambda x: mb.reduce_argmax(x=x, axis=1, keep_dims=known(True), name="op"),
+    "axis of shares": lambda x: mb.softmax(x=x, axis=known(np.int32(1)), name="op"),
+    "axes that are reversed": lambda x: mb.reverse(x=x, axes=known(ONE), name="op"),
+    "axes of a norm": lambda x: mb.layer_norm(x=x, axes=known(ONE), name="op"),
+    "axis of parts": lambda x: mb.split(x=x, num_splits=3, axis=known(np.int32(1)), name="op")[0].op.outputs,
+    "axis of what is joined": lambda x: mb.concat(values=(x, x), axis=known(np.int32(1)), name="op"),
+    "places": lambda x: mb.slice_by_size(x=x, begin=known(np.array([0, 1], np.int32)), size=[2, 2], name="op"),
+    "sizes": lambda x: mb.slice_by_size(x=x, begin=[0, 1], size=known(np.array([2, 2], np.int32)), name="op"),
+    "margins": lambda x: mb.pad(x=x, pad=known(np.array([0, 1], np.int32)), name="op"),
+    "what margins hold": lambda x: mb.pad(x=x, pad=[0, 1], mode=known("constant"), name="op"),
+    "repeats": lambda x: mb.tile(x=x, reps=known(np.array([1, 2], np.int32)), name="op"),
+}
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_what_is_computed_is_not_read(name: str) -> None:
+    assert told(spec_of(COMPUTED[name], (2, 3))) == "none"
+
+
+def test_a_number_that_is_computed_is_not_written() -> None:
+    op = op_of(lambda x: mb.layer_norm(x=x, axes=[1], epsilon=known(F32(1)), name="op"), (2, 3))
+    entry = ENTRIES["layer_norm"]
+    spec = entry.read(op)
+    assert spec is not None
+    assert set(entry.attributes(op, spec, Place(2, {1: 0}))) == {"axes"}
+
+
+def test_an_update_whose_ranks_disagree_is_not_read() -> None:
+    for name, shape in (("x", (4, 3, 1)), ("update", (2, 3, 1))):
+        op = op_of(
+            lambda x: mb.slice_update(
+                x=x,
+                update=mb.exp(x=mb.slice_by_size(x=x, begin=[0, 0], size=[2, 3])),
+                begin=[1, 0],
+                end=[3, 3],
+                name="op",
+            ),
+            (4, 3),
+        )
+        assert ENTRIES["slice_update"].read(op) is not None
+        declare(op.inputs[name], shape)
+        assert ENTRIES["slice_update"].read(op) is None
 
 
 def test_norms_with_computed_weights_are_not_read() -> None:
