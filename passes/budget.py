@@ -65,7 +65,7 @@ class Budget(Pass):
     sensitivities the relative errors of all weights count alike. No weight is special but by what was measured.
     With ``feedback`` indices make up for each other as in ``palettize``, and the errors are those that this leaves of a
     layer's outputs, measured on some channels of each weight in each form (:mod:`milopt.estimating`), for the text of
-    the calibration: others lose more, two to seven times as much in layers of SmolLM2-135M.
+    the calibration: others lose more, several times as much in some layers of SmolLM2-135M.
 
     The choice is the best one of all (:mod:`milopt.choosing`), or its distance from the best is told. Weights that
     ``palettize`` would leave alone are left alone for the same reasons.
