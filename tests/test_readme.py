@@ -29,6 +29,7 @@ NEED_A_MODEL = (
     "milopt multifunction ranged",
     "milopt contract llama",
     "milopt check-contract anemll",
+    "milopt generate anemll",
 )
 
 
