@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 import weakref
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from milopt.errors import MiloptError
 from milopt.package.blobs import ALIGNMENT, aligned, element_named
 from milopt.package.weights import Mapping, Packed, Piece
+from milopt.scratch import room_needed, scratch_file
 
 __all__ = ["Slot", "Spool"]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 
-
-@contextmanager
-def _room_needed() -> Generator[None]:
-    """What the disk refuses, in one line."""
-    try:
-        yield
-    except OSError as error:  # gettempdir() itself refuses where no folder can be written
-        where = tempfile.tempdir or os.environ.get("TMPDIR") or "any folder for temporary files"
-        raise MiloptError(f"no room for compressed weights in {where}: {error.strerror or error}") from None
+_WHAT = "compressed weights"
 
 
 @dataclass(frozen=True)
@@ -49,8 +38,7 @@ class Spool:
     """
 
     def __init__(self) -> None:
-        with _room_needed():
-            self._file = tempfile.TemporaryFile(prefix="milopt-")  # noqa: SIM115 (closed by `finish`)
+        self._file = scratch_file(_WHAT)
         self._end = ALIGNMENT
         self._mapping: Mapping | None = None
 
@@ -59,7 +47,7 @@ class Spool:
         flat: Array = np.ascontiguousarray(data)
         flat = flat.reshape(-1).view(np.uint8)
         slot = Slot(self._end, flat.nbytes, dtype, count)
-        with _room_needed():
+        with room_needed(_WHAT):
             self._file.seek(slot.start)
             self._file.write(flat)
         self._end = aligned(slot.start + slot.size)
@@ -67,7 +55,7 @@ class Spool:
 
     def finish(self) -> None:
         """All is there."""
-        with _room_needed():
+        with room_needed(_WHAT):
             self._file.seek(self._end)
             self._file.write(b"\0")
             self._file.flush()

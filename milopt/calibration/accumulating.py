@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import mmap
-import os
-import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from milopt.errors import MiloptError
+from milopt.scratch import room_needed, scratch_file
 
 __all__ = ["Products"]
 
 Array: TypeAlias = Any  # numpy.ndarray; its generic form is more than pyright strict can follow
 Tensor: TypeAlias = Any  # torch.Tensor, which is not imported before a model runs
 
+_WHAT = "a calibration's products"
 _AT_ONCE = 1 << 22  # sums that are in memory at a time
-
-
-@contextmanager
-def _room_needed() -> Generator[None]:
-    """What the disk refuses, in one line."""
-    try:
-        yield
-    except OSError as error:  # gettempdir() itself refuses where no folder can be written
-        where = tempfile.tempdir or os.environ.get("TMPDIR") or "any folder for temporary files"
-        raise MiloptError(f"no room for a calibration's products in {where}: {error.strerror or error}") from None
 
 
 class Products:
@@ -38,8 +25,7 @@ class Products:
     """
 
     def __init__(self) -> None:
-        with _room_needed():
-            self._file = tempfile.TemporaryFile(prefix="milopt-")  # noqa: SIM115 (closed by `finish`)
+        self._file = scratch_file(_WHAT)
         self._places: dict[str, tuple[int, int]] = {}
         self._end = 0
 
@@ -55,7 +41,7 @@ class Products:
         for first in range(0, width, step):
             part: Array = (wide[:, first : first + step].mT @ wide).cpu().numpy()
             place = start + 4 * width * first
-            with _room_needed():
+            with room_needed(_WHAT):
                 if not new:
                     self._file.seek(place)
                     known: Array = np.frombuffer(self._file.read(part.nbytes), np.float32)
@@ -65,7 +51,7 @@ class Products:
 
     def finish(self) -> dict[str, Array]:
         """All of them ``(width, width)``, by name."""
-        with _room_needed(), self._file as file:
+        with room_needed(_WHAT), self._file as file:
             file.flush()
             if not self._end:
                 return {}
