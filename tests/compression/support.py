@@ -10,8 +10,11 @@ import numpy as np
 
 from milopt.mil import Function, Operation, Program, mb, operations, target, types
 from milopt.package import Model, load
+from milopt.passes.compressing import CompressionReport
 from milopt.passes.compression import Palettize
+from milopt.pipeline import Pass
 from milopt.reports import Report
+from milopt.text import text
 
 Array = Any
 
@@ -84,3 +87,23 @@ def loaded_by_coremltools(path: Path, function: str = "main") -> Function:
     model = ct.models.MLModel(str(path), skip_model_load=True)
     program: Program = read(model.get_spec(), model.get_spec().specificationVersion, model.weights_dir)
     return program.functions[function]
+
+
+def compressed(made: Pass, source: Program | Model) -> tuple[Model, CompressionReport]:
+    """The model that a pass compressed, and its report."""
+    model = source if isinstance(source, Model) else load(source)
+    report = made.run(model)
+    if len({function.opset_version for function in model.functions.values()}) == 1:  # PyMIL wants no others
+        model.program.validate()
+    assert isinstance(report, CompressionReport)
+    return model, report
+
+
+def left_alone(made: Pass, source: Program | Model) -> CompressionReport:
+    """The report of a pass that has a reason for every weight; the program is as it was."""
+    model = source if isinstance(source, Model) else load(source)
+    before = text(model, weights="hash")
+    _, report = compressed(made, model)
+    assert (report.applied, text(model, weights="hash")) == (0, before)
+    assert [line.reason for line in report.coverage] == [miss.reason for miss in report.misses]
+    return report

@@ -20,10 +20,9 @@ from milopt.passes.compression import Palettize, inputs_of, sum_up
 from milopt.passes.palettes import PalettePlan
 from milopt.passes.uses import Layout, Weight, find_weights
 from milopt.reports import Report
-from milopt.text import text
 
 from .layers import layers, numbers
-from .support import linear_program, tables, two_functions
+from .support import compressed, left_alone, linear_program, tables, two_functions
 
 F16: Any = np.float16
 
@@ -34,22 +33,13 @@ def palettize(**options: Any) -> Palettize:
 
 
 def run(source: Program | Model, **options: Any) -> tuple[Model, CompressionReport]:
-    model = source if isinstance(source, Model) else load(source)
-    report = palettize(**options).run(model)
-    if len({function.opset_version for function in model.functions.values()}) == 1:  # PyMIL wants no others
-        model.program.validate()
-    assert isinstance(report, CompressionReport)
-    return model, report
+    return compressed(palettize(**options), source)
 
 
 def reason(source: Program | Model, **options: Any) -> list[tuple[str, str]]:
-    """The reasons for leaving everything alone, and where; the program is as it was."""
-    model = source if isinstance(source, Model) else load(source)
-    before = text(model, weights="hash")
-    _, report = run(model, **options)
-    assert (report.applied, report.notes, report.metric) == (0, [], None)
-    assert text(model, weights="hash") == before
-    assert [line.reason for line in report.coverage] == [miss.reason for miss in report.misses]
+    """The reasons for leaving everything alone, and where."""
+    report = left_alone(palettize(**options), source)
+    assert (report.notes, report.metric) == ([], None)
     return [(miss.place, miss.reason) for miss in report.misses]
 
 

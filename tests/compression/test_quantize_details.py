@@ -13,35 +13,28 @@ import pytest
 from milopt.interpreter import evaluate
 from milopt.metrics import Lossy
 from milopt.mil import Operation, Program, constant, mb, operations, target, types
-from milopt.package import Model, load
+from milopt.package import Model
 from milopt.passes.compressing import CompressionReport
 from milopt.passes.quantization import Quantize, encode_integers
-from milopt.text import text
 
 from .layers import layers, numbers
-from .support import decoded_by_coremltools, linear_program, two_functions
+from .support import compressed, decoded_by_coremltools, left_alone, linear_program, two_functions
 
 F16: Any = np.float16
 
 
-def run(source: Program | Model, **options: Any) -> tuple[Model, CompressionReport]:
-    model = source if isinstance(source, Model) else load(source)
+def quantize(**options: Any) -> Quantize:
     given: dict[str, Any] = {"min_elements": 1, **options}
-    report = Quantize(**given).run(model)
-    if len({function.opset_version for function in model.functions.values()}) == 1:  # PyMIL wants no others
-        model.program.validate()
-    assert isinstance(report, CompressionReport)
-    return model, report
+    return Quantize(**given)
+
+
+def run(source: Program | Model, **options: Any) -> tuple[Model, CompressionReport]:
+    return compressed(quantize(**options), source)
 
 
 def reason(source: Program | Model, **options: Any) -> list[tuple[str, str]]:
-    """The reasons for leaving everything alone, and where; the program is as it was."""
-    model = source if isinstance(source, Model) else load(source)
-    before = text(model, weights="hash")
-    _, report = run(model, **options)
-    assert (report.applied, text(model, weights="hash")) == (0, before)
-    assert [line.reason for line in report.coverage] == [miss.reason for miss in report.misses]
-    return [(miss.place, miss.reason) for miss in report.misses]
+    """The reasons for leaving everything alone, and where."""
+    return [(miss.place, miss.reason) for miss in left_alone(quantize(**options), source).misses]
 
 
 def made(model: Model, kind: str = "constexpr_blockwise_shift_scale") -> list[Operation]:
