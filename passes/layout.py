@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from milopt.errors import MiloptError, PassError
+from milopt.errors import PassError
 from milopt.layout.forms import Layout, plan
 from milopt.mil import Operation, is_symbolic
 from milopt.package import Model
@@ -82,12 +82,8 @@ class LayoutBc1s(Pass):
         for name, reading in readings.items():
             for op, why in reading.disputed.items():
                 report.decline(name, op, "its types disagree, so it keeps its layouts: {}", why)
-        first, graph = next(iter(readings)), next(iter(readings.values())).graph
-        try:
-            settled = settle([*readings.values()])
-        except MiloptError as error:
-            report.decline(first, "", "{}", str(error))
-            return {}
+        graph = next(iter(readings.values())).graph
+        settled = settle([*readings.values()])
         if not settled.touched:
             return {}
         advice = [note for name in readings for note in self._advice(model, name, settled.moved(graph))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from milopt.errors import MiloptError
 from milopt.mil import Function, operations
 from milopt.package import Model
 from milopt.passes.decomposition import DecomposeSdpa
@@ -20,15 +19,12 @@ def moved_if_written_out(model: Model, name: str, sequence: int) -> int | None:
     if not _is_fused(model.functions[name]):
         return None
     other = model.clone()
-    try:
-        with other.only([name]):
-            DecomposeSdpa().run(other)
-        if _is_fused(other.functions[name]):
-            return None
-        reading = read(other.functions[name], sequence)
-        return settle([reading]).moved(reading.graph)
-    except MiloptError:
+    with other.only([name]):
+        DecomposeSdpa().run(other)
+    if _is_fused(other.functions[name]):
         return None
+    reading = read(other.functions[name], sequence)
+    return settle([reading]).moved(reading.graph)
 
 
 def _is_fused(function: Function) -> bool:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from benchmarks.layout import decoder
 from milopt.coremltools_steps import step_class
-from milopt.errors import MiloptError, PassError
+from milopt.errors import PassError
 from milopt.layout.branching import WORK
 from milopt.layout.forms import Layout, axes_of
 from milopt.layout.graphs import Graph
@@ -359,18 +359,6 @@ def test_what_mil_refuses_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None
     assert text(model, weights="hash") == before
     assert value_names(model.function("main")) == names
     model.program.validate()
-
-
-def test_without_a_solver(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> Any:
-        raise MiloptError("this needs another package")
-
-    model = load(mlp())
-    LinearToConv().run(model)
-    monkeypatch.setattr("milopt.layout.graphs.solve", fail)
-    report = LayoutBc1s().run(model)
-    assert not report
-    assert [miss.reason for miss in report.misses] == ["this needs another package"]
 
 
 def test_a_search_that_ends_early_says_how_far_off_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
