@@ -35,7 +35,8 @@ OUTPUT = ROOT / "docs" / "caches.md"
 STORE = ROOT / "benchmarks" / "results" / "caches.json"
 SHAPES = ("static", "flexible")
 _SOURCES = (
-    "benchmarks/cache_rows.py", "benchmarks/cache_counts.py", "tests/huggingface/families.py", "milopt/session.py",
+    "benchmarks/cache_rows.py", "benchmarks/cache_counts.py", "tests/huggingface/families.py",
+    "milopt/session.py", "milopt/plans.py", "milopt/blocks.py",
     "milopt/signature.py", "milopt/cachecolumns.py", "milopt/cachedrive/*.py", "milopt/huggingface/*.py",
     "milopt/interpreter/**/*.py", "passes/canonical.py", "passes/attention*.py", "passes/gqa*.py", "passes/repeats.py",
     "passes/tiles.py", "passes/cache*.py", "passes/slots*.py", "passes/resizing.py",

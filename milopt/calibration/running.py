@@ -113,7 +113,7 @@ def text_runs(
     model: Model, tokens: Iterable[int], *, window: int | None = None, precision: Precision = "declared"
 ) -> Runs:
     """A language model fed with ``tokens`` in windows (of its context if None), each a sequence of its own."""
-    from milopt.session import Plans
+    from milopt.plans import Plans
 
     plans, every = Plans(model, precision=precision), list(tokens)
     size = min(window or plans.context, plans.context)

@@ -117,7 +117,7 @@ def test_the_registry_of_passes_is_as_before() -> None:
 
 def test_a_session_that_sees_other_slots_is_found_out(monkeypatch: Patch) -> None:
     """The finished program is fed as users feed it: a session without the window computes something else."""
-    monkeypatch.setattr("milopt.session.recognise", _without_window)
+    monkeypatch.setattr("milopt.plans.recognise", _without_window)
     with pytest.raises(
         SelfCheckError, match="the program on random tokens does not compute the unmodified model: the "
     ):

@@ -7,11 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from milopt.blocks import Block, blocks
 from milopt.errors import MiloptError
 from milopt.mil import Function, Program, Var, mb, target
 from milopt.package import Model, load
 from milopt.passes.cache import KvToState
-from milopt.session import Block, Plans, Session, blocks
+from milopt.plans import Plans
+from milopt.session import Session
 from tests.verify.decoders import LAYERS, VOCABULARY, Decoder
 
 CONTEXT = 12
