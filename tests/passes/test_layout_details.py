@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from coremltools.proto import Model_pb2
 
-from milopt.errors import MiloptError, PassError
+from milopt.errors import PassError
 from milopt.layout.relations import OneByOne
 from milopt.mil import Function, Program, get_new_symbol, mb, target, types
 from milopt.package import Model, load
@@ -195,23 +195,6 @@ def caching(x: Any, held: Any) -> Any:
 def test_states_that_are_moved(io: str, lines: list[str]) -> None:
     report = laid_out(model_of(caching, x=fp16(1, 6, 8), held=state(1, 6, 8)), io=io)
     assert told(report) == [f"main {line}" for line in lines]
-
-
-def refused(build: Build, message: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
-    def fail(*_: Any) -> Any:
-        raise MiloptError(message)
-
-    monkeypatch.setattr("milopt.passes.layout.settle", fail)
-    model = model_of(build, x=fp16(1, 6, 8))
-    before = text(model)
-    report = LayoutBc1s(**options).run(model)
-    assert (report.applied, report.notes, text(model), model.metadata) == (0, [], before, {})
-    assert told(report) == [f"main declined : {message}"]
-
-
-@pytest.mark.parametrize("io", ["public", "free"])
-def test_a_choice_that_is_not_found(io: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused(convolved, "no choice for {x}", monkeypatch, io=io)
 
 
 def test_types_that_disagree_are_told() -> None:
