@@ -71,36 +71,39 @@ def exact_frequencies(values: Array, last: int = 0, *, wavelengths: bool = False
         return Frequencies(stored)
     row = values.astype(np.float16).ravel()
     half = row.size // 2
-    twice = row.size % 2 == 0 and np.array_equal(row[:half], row[half:])
+    twice = np.array_equal(row[:half], row[half:])
     row = row[:half] if twice else row
     if row.size < 2:  # [1, 1]
         return Frequencies(stored)
-    form, why = _identified(row.tobytes(), wavelengths, last)
-    if form is None or (values.dtype != np.float16 and form.base not in BASES):
-        return Frequencies(stored, None, why if values.dtype == np.float16 else "")
+    form, wide = _identified(row.tobytes(), wavelengths, last), values.dtype != np.float16
+    if isinstance(form, str):
+        return Frequencies(stored, None, "" if wide else form)
+    if wide and form.base not in BASES:
+        return Frequencies(stored)
     exact = form.frequencies(row.size)
     exact = 1 / exact if wavelengths else exact
     return Frequencies(np.reshape(np.tile(exact, 2) if twice else exact, values.shape), form)
 
 
 @lru_cache
-def _identified(row: bytes, wavelengths: bool, last: int) -> tuple[Form | None, str]:
+def _identified(row: bytes, wavelengths: bool, last: int) -> Form | str:
+    """The closed form of fp16 numbers, or why there is none."""
     bounds = _bounds(np.frombuffer(row, np.float16), wavelengths)
     if bounds is None:
-        return None, "they are no inverse frequencies: some are negative, or not finite"
+        return "they are no inverse frequencies: some are negative, or not finite"
     low, high = bounds
     simple = next(_simple(low, high), None)
     if simple is not None:
-        return simple, ""
+        return simple
     forms, table = scaled_forms(low.size)
     fits: list[int] = np.flatnonzero(((table >= low) & (table <= high)).all(1)).tolist()
     if not fits:
-        return None, "no closed form explains them"
+        return "no closed form explains them"
     first = table[fits[0]]
     apart = np.abs(table[fits] - first).max(1) * last
     if (other := int(np.argmax(apart))) and apart[other] > _SAME_ANGLE:
-        return None, f"several closed forms explain them: {forms[fits[0]]}; {forms[fits[other]]}"
-    return forms[fits[0]], ""
+        return f"several closed forms explain them: {forms[fits[0]]}; {forms[fits[other]]}"
+    return forms[fits[0]]
 
 
 def _bounds(row: Array, wavelengths: bool) -> tuple[Array, Array] | None:
@@ -121,7 +124,7 @@ def _bounds(row: Array, wavelengths: bool) -> tuple[Array, Array] | None:
 
 def _simple(low: Array, high: Array) -> Iterator[Form]:
     """The plain form, if one fits; else the one with zeros at the end."""
-    if (fitted := _fit(low, high)) is not None:
+    if (fitted := _fit(low, high, low.size)) is not None:
         yield Plain(*fitted)
     turning = int(np.count_nonzero(low))
     if turning >= 2 and not np.any(low[turning:]):
@@ -137,22 +140,25 @@ def fit_theta(row: Array) -> tuple[float, float] | None:
     or several of as many.
     """
     bounds = _bounds(row, wavelengths=False)
-    return None if bounds is None or row.size < 2 else _fit(*bounds)
+    return None if bounds is None or row.size < 2 else _fit(*bounds, row.size)
 
 
-def _fit(low: Array, high: Array, count: int | None = None) -> tuple[float, float] | None:
-    if low[0] <= 0 or high[0] > 1.001:  # the first frequency is 1 / factor
+def _fit(low: Array, high: Array, count: int) -> tuple[float, float] | None:
+    if low[0] <= 0 or low[1] <= 0 or high[0] > 1.001:  # 1 / factor is the first, and the base takes another
         return None
     factor = _shortest(1 / high[0], 1 / low[0])
     if factor is None:
         return None
-    power = (count or low.size) / np.arange(1, low.size)
+    power = count / np.arange(1, low.size)
     with np.errstate(divide="ignore", over="ignore"):
         least = float(np.max((high[1:] * factor) ** -power))
         most = float(np.min((low[1:] * factor) ** -power))
     if least > min(most, _LARGEST_BASE):
         return None
-    theta = next((base for base in BASES if least <= base <= most), None) or _shortest(max(least, 1.0), most)
+    for base in BASES:
+        if least <= base <= most:
+            return base, factor
+    theta = _shortest(max(least, 1.0), most)
     return None if theta is None else (theta, factor)
 
 

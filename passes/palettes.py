@@ -98,9 +98,9 @@ class PalettePlan(Plan):
             axis = axis_of(self.layout, shape)
             indexed[axis] //= self.vector
             vector = {"vector_axis": np.int32(axis)}
-        lut: Any = constant_of(op, "lut", tensors["lut"], (*blocks, 1 << self.bits, self.vector))
+        lut: Any = tensors["lut"].reshape(*blocks, 1 << self.bits, self.vector)
         if self.integers:
-            scales = constant_of(op, "lut_scale", tensors["lut_scale"], (*blocks, 1, 1))
+            scales = tensors["lut_scale"].reshape(*blocks, 1, 1)
             lut = op.constexpr_blockwise_shift_scale(data=lut, scale=scales)
         dense = op.constexpr_lut_to_dense(
             indices=constant_of(op, "indices", tensors["indices"], tuple(indexed)), lut=lut, **vector
@@ -109,9 +109,7 @@ class PalettePlan(Plan):
             return dense
         counts = [1] * len(shape)
         counts[axis_of(self.layout, shape)] = self.layout.channels
-        scaled: Var = op.constexpr_blockwise_shift_scale(
-            data=dense, scale=constant_of(op, "scale", tensors["scale"], tuple(counts))
-        )
+        scaled: Var = op.constexpr_blockwise_shift_scale(data=dense, scale=tensors["scale"].reshape(*counts))
         return scaled
 
 

@@ -64,7 +64,8 @@ def contract(
     anemll: embeddings, chunks with functions infer and prefill on one state, a head in slices, meta.yaml; with --argmax
     the head chooses within each slice, which clients of Anemll 0.3.5 know, and takes no temperature. coreml-llm:
     one package that chooses the next token, written to by mask, model_config.json, hf_model/. The program has fixed
-    shapes, a function for one token (anemll: and one for more), and one state (kv-to-state{layout=unified}). ANEMLL's
+    shapes, a function for one token (anemll: and one for more), and one state (kv-to-state{layout=unified}), or with a
+    sliding window perhaps two for anemll (kv-to-state{layout=unified,update=ring}: the form of Gemma 3). ANEMLL's
     clients load compiled packages, which macOS makes: xcrun coremlcompiler compile PKG DIR. `milopt check-contract DIR`
     checks all of it. Exit status: 0 when the folder answers as the package does, 1 when not (nothing is written then),
     2 for bad input.

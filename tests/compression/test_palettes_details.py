@@ -10,6 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from milopt import clustering, refining
+from milopt.feedback import with_feedback
+from milopt.package import load
+from milopt.passes import palettes
+from milopt.passes.compression import Palettize
 from milopt.passes.palettes import (
     PalettePlan,
     encode_palette,
@@ -17,6 +22,8 @@ from milopt.passes.palettes import (
     importance_of,
 )
 from milopt.passes.uses import Layout, Weight
+
+from .support import linear_program, tables, weights
 
 F16: Any = np.float16
 
@@ -179,3 +186,69 @@ def test_channels_of_zeros_stay_zeros() -> None:
     weights[0, 0, 1] = 0
     found = encode_palette(weights, 2, True)
     assert (found.wrong, found.tensors["scale"][0].ravel()[1]) == (0, 0)
+
+
+def test_indices_are_named_after_the_weight() -> None:
+    model = load(linear_program(weights((8, 6))))
+    Palettize(bits=2, group_size=4, min_elements=16).run(model)
+    (table,) = tables(model.function())
+    assert table.indices.name == "w_indices"
+
+
+def test_numbers_that_are_not_finite_are_no_error() -> None:
+    wrong = rows()
+    wrong[0, 0, 1, 2] = np.inf
+    with np.errstate(all="raise"):
+        assert encode_palette(wrong, 2, True).wrong
+
+
+def test_errors_of_scaled_numbers_count_with_the_squares_of_their_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without importance, and with feedback, where a channel is a row."""
+    seen = dict[str, Any]()
+
+    def first(values: Any, bits: int, importance: Any) -> Any:
+        seen["importance"] = importance
+        return clustering.palettize(values, bits, importance)
+
+    def then(*given: Any, weights: Any) -> Any:
+        seen["weights"] = weights
+        return refining.refined(*given, weights=weights)
+
+    monkeypatch.setattr(palettes, "palettize", first)
+    monkeypatch.setattr(palettes, "refined", then)
+    given, importance = rows(), np.arange(1.0, 7)[None, None, None]
+    squares = np.abs(given).max(axis=(1, 3), keepdims=True).astype(np.float64) ** 2
+    encode_palette(given, 2, True)
+    np.testing.assert_array_equal(seen["importance"], squares)
+    encode_palette(given, 2, True, importance)
+    np.testing.assert_array_equal(seen["importance"], squares * importance)
+    encode_palette(given, 2, False, importance)
+    assert seen["importance"] is importance
+    encode_palette(given, 2, True, None, np.eye(6))
+    np.testing.assert_array_equal(seen["weights"], squares.ravel())
+    encode_palette(given, 2, False, None, np.eye(6))
+    assert seen["weights"] is None
+
+
+def test_indices_are_chosen_again_for_entries_that_are_integers() -> None:
+    given, mixed = rows(), np.random.default_rng(1).standard_normal((6, 6))
+    products = mixed @ mixed.T
+    found = encode_palette(given, 2, False, None, products, True)
+    steps = found.tensors["lut_scale"][0].reshape(2, 1).astype(np.float32)
+    entries = (found.tensors["lut"][0].reshape(2, 4) * steps).astype(F16)
+    wanted = with_feedback(given.reshape(8, 6), entries, products)
+    np.testing.assert_array_equal(unpacked(found, 2).reshape(8, 6), wanted)
+
+
+def test_vectors_of_several_tables() -> None:
+    """Two tables of four vectors hold all there are, on both sides of the channels."""
+    rng = np.random.default_rng(2)
+    vectors: Any = rng.permutation(16).astype(F16).reshape(2, 4, 2)
+    chosen = rng.integers(0, 4, (2, 3, 2, 5))  # tables, outer, vectors of a group, inner
+    given = np.stack([table[each] for table, each in zip(vectors, chosen, strict=True)])
+    given = given.transpose(0, 1, 2, 4, 3).reshape(2, 3, 4, 5)
+    found = encode_vectors(given, 2, 2)
+    assert (found.error, found.wrong) == (0.0, 0)
+    indices = unpacked(found, 2).reshape(3, 2, 2, 5)  # outer, tables, ...
+    decoded = np.stack([found.tensors["lut"][0].reshape(2, 4, 2)[at][indices[:, at]] for at in (0, 1)])
+    np.testing.assert_array_equal(decoded.transpose(0, 1, 2, 4, 3).reshape(2, 3, 4, 5), given)

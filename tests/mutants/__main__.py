@@ -100,6 +100,7 @@ def _run(
     }
     todo = {each: tests[each] if options.again else store.todo(each, tests[each], options.seconds) for each in mutants}
     before = {mutant: store.get(mutant) for mutant in mutants}
+    own = {file: frozenset(coverage.asking(file)) for file in {mutant.file for mutant in mutants}}
     found = {mutant: known for mutant in mutants if (known := before[mutant]) is not None and not todo[mutant]}
     work = [
         Task(
@@ -110,6 +111,7 @@ def _run(
             source=mutant.source,
             tests=todo[mutant],
             most=options.seconds,
+            own=own[mutant.file],
             hint=store.hint(mutant),
         )
         for number, mutant in enumerate(mutants)

@@ -16,7 +16,13 @@ _SET = "a dictionary that serves as an ordered set"
 _UNREAD = "two constants of the pattern of which nothing but that they are there is asked"
 _WITHIN = "from wherever a group is looked at, and however often, it is the same: only time is lost"
 _BEYOND = "the bounds lie a millionth beyond what rounds to the numbers, where none of the published ones is"
+_ROUNDING = "it makes up for float64's rounding, which is a thousandth of either, and of no number with three digits"
 _MORE = "a value comes up once more than needed, and each step says again what is known already"
+_FORMS = (
+    "Palettize(bits=cast('{}', bits), granularity='grouped-channel' if group else 'tensor', group_size=group or 1, "
+    "feedback=self.feedback, weighting='activation' if self.calibration else 'none', calibration=self.calibration, "
+    "min_elements=self.min_elements)"
+)
 
 # (file, function) -> (before, after) -> why nothing changes
 EQUIVALENT: dict[tuple[str, str], dict[tuple[str, str], str]] = {
@@ -49,19 +55,37 @@ EQUIVALENT: dict[tuple[str, str], dict[tuple[str, str], str]] = {
     ("passes/attention_styles.py", "_products"): {
         ("op.softmax(x=scores, axis=-1)", "op.softmax(x=scores)"): "the last axis is the default",
     },
+    ("passes/budget.py", "Budget._forms"): {
+        (_FORMS.format("Any"), _FORMS.format("AnyXX")): "type checkers alone read it",
+    },
+    ("passes/budget.py", "Budget._measured"): {
+        ("if any(map(isnan, errors)):", "if all(map(isnan, errors)):"): (
+            "a number that is not finite, which alone makes an error NaN, makes all of them so"
+        ),
+    },
+    ("passes/palettes.py", "encode_palette"): {
+        (
+            "np.where(scale == 0, np.float32(1), scale.astype(np.float32))",
+            "np.where(scale == 0, np.float32(2), scale.astype(np.float32))",
+        ): "a channel whose largest number is 0 has zeros alone, whatever divides them",
+    },
     ("passes/compressing.py", "<module>"): {
         ("P = TypeVar('P', bound=Plan)", "P = TypeVar('PXX', bound=Plan)"): "type checkers alone read it",
         ("P = TypeVar('P', bound=Plan)", "P = TypeVar('P')"): "type checkers alone read it",
     },
     ("passes/frequencies.py", "_fit"): {
+        ("if least <= base <= most:", "if least < base <= most:"): _BEYOND,
+        ("if least <= base <= most:", "if least <= base < most:"): _BEYOND,
+        ("least > min(most, _LARGEST_BASE)", "least >= min(most, _LARGEST_BASE)"): _BEYOND,
         (
-            "(base for base in BASES if least <= base <= most)",
-            "(base for base in BASES if least < base <= most)",
-        ): _BEYOND,
-        (
-            "(base for base in BASES if least <= base <= most)",
-            "(base for base in BASES if least <= base < most)",
-        ): _BEYOND,
+            "low[0] <= 0 or low[1] <= 0 or high[0] > 1.001",
+            "low[0] <= 0 or low[1] <= 0 or high[0] >= 1.001",
+        ): "half-way between two fp16 numbers and a millionth beyond is never 1.001",
+    },
+    ("passes/frequencies.py", "_shortest"): {
+        ("least / step * (1 - 1e-12)", "least / step * (1 - 2e-12)"): _ROUNDING,
+        ("number <= most * (1 + 1e-12)", "number <= most * (1 + 2e-12)"): _ROUNDING,
+        ("number <= most * (1 + 1e-12)", "number < most * (1 + 1e-12)"): _ROUNDING,
     },
     ("passes/frequencies.py", "_identified"): {
         ("(table >= low) & (table <= high)", "(table > low) & (table <= high)"): _BEYOND,

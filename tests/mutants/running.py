@@ -31,11 +31,12 @@ _SLOWER, _LEAST_SECONDS = 10.0, 2.0
 # beside what the parent has mapped; the programs of the tests are small
 _MOST_MEMORY = 4 << 30
 _EXPIRED = 97
-_UNCHANGED = -1  # in the place of a mutant's number
+_FAULT = -1  # in the place of a mutant's number
 # seconds that pytest adds to every test, and to every file of tests that it reads
 _OVERHEAD, _READING = 0.005, 0.3
-# how much a mutant of the same file that a test caught counts beside one of the same function; what none tells
-_IN_FILE, _NONE = 0.1, 0.01
+# how much a mutant of the same file that a test caught counts beside one of the same function; what a test counts that
+# caught none yet, and one of a file that imports the pass
+_IN_FILE, _NONE, _OWN = 0.1, 0.01, 0.1
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Task:
     """A mutant (the text ``source`` of ``file``, changed in ``function``), and the tests among which one may fail.
 
     ``hint`` is the test that caught it in an earlier run. It gets tests that take ``most`` seconds together, those
-    that caught others like it before the rest, and one at least.
+    that caught others like it before the rest, then ``own``, which are of files that import the pass; one at least.
     """
 
     number: int
@@ -53,6 +54,7 @@ class Task:
     source: str
     tests: list[str]
     most: float
+    own: frozenset[str] = frozenset()
     hint: str = ""
 
 
@@ -103,7 +105,8 @@ class _Order:
         function, file = self.function[task.file, task.function], self.file[task.file]
 
         def worth(test: str) -> float:
-            return (function[test] + _IN_FILE * file[test] + _NONE) / (self.seconds[test] + _OVERHEAD)
+            caught = function[test] + _IN_FILE * file[test] + (_OWN if test in task.own else _NONE)
+            return caught / (self.seconds[test] + _OVERHEAD)
 
         tests = sorted(task.tests, key=lambda test: (test != task.hint, -worth(test)))
         spent, chosen = 0.0, tests[:1]
@@ -153,8 +156,8 @@ def _served(tasks: list[Task], order: _Order, workers: int) -> Iterator[tuple[in
     with os.fdopen(read) as stream:
         for line in stream:
             number, *told = json.loads(line)
-            if number == _UNCHANGED:
-                raise RuntimeError(f"{told[1]} fails in a process of its own without any change")
+            if number == _FAULT:
+                raise RuntimeError(told[0])
             yield number, Outcome(*told)
     if os.waitpid(child, 0)[1]:
         raise RuntimeError("the process that holds the tests failed")
@@ -172,19 +175,23 @@ class _Server:
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = {item.nodeid: item for item in session.items}
+        unknown = next((test for task in self.tasks for test in task.tests if test not in items), None)
+        if unknown is not None:
+            self.tell(_FAULT, f"{unknown} is no test in this process: names must be the same in each")
+            return True
         session.config.pluginmanager.register(self.telling)
         gc.collect()
         gc.freeze()
         known: set[str] = set()
         for number, outcome in self.order.learning(self.tasks, lambda task: self.job(task, items), self.workers):
-            self.tell(number, outcome)
+            self.tell(number, outcome.status, outcome.test, outcome.left)
             if outcome.test and outcome.test not in known:
                 known.add(outcome.test)
                 self.check(items[outcome.test])
         return True
 
-    def tell(self, number: int, outcome: Outcome) -> None:
-        self.stream.write(json.dumps([number, outcome.status, outcome.test, outcome.left]) + "\n")
+    def tell(self, *found: object) -> None:
+        self.stream.write(json.dumps(found) + "\n")
         self.stream.flush()
 
     def check(self, item: pytest.Item) -> None:
@@ -196,9 +203,8 @@ class _Server:
                 item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
 
         child, read = _started(run)
-        outcome = _outcome(os.waitpid(child, 0)[1], read)
-        if outcome.status != SURVIVED:
-            self.tell(_UNCHANGED, outcome)
+        if _outcome(os.waitpid(child, 0)[1], read).status != SURVIVED:
+            self.tell(_FAULT, f"{item.nodeid} fails in a process of its own without any change")
 
     def job(self, task: Task, items: Mapping[str, pytest.Item]) -> Callable[[int], None]:
         tests = self.order.tests(task)

@@ -53,6 +53,16 @@ def test_limits_of_bases() -> None:
     assert fit_theta(row(1.0)) is None
 
 
+def test_what_has_no_base_is_no_error() -> None:
+    """Neither are numbers that overflow on the way, whoever watches."""
+    with np.errstate(all="raise"):
+        assert fit_theta(row(-1, 0.5)) is None
+        assert fit_theta(row(0, 0.5)) is None
+        assert fit_theta(row(1, 0)) is None
+        assert fit_theta(row(1, *[2.0**-24] * 63)) is None
+        assert exact_frequencies(row(65504, 1)).why == "no closed form explains them"
+
+
 def test_factors() -> None:
     for factor in (1.0, 2.0, 3.0, 8.0, 12.5):
         exact = 1e4 ** (-np.arange(16) / 16) / factor
@@ -122,6 +132,35 @@ def test_zeros_at_the_end_are_some_of_more() -> None:
     assert (found.form, found.why) == (form, "")
     np.testing.assert_allclose(found.values, form.frequencies(16), rtol=1e-12)
     assert exact_frequencies(row(0.0, 0.0, 0.0, 0.0)).form is None
+
+
+def test_zeros_before_other_numbers_are_not_at_the_end() -> None:
+    assert exact_frequencies(row(1, 0, 0.1, 0)).form is None
+    assert exact_frequencies(row(1, 0, 0, 0)).form is None
+    assert exact_frequencies(row(1e-4, 1e-6, 0, 1e-6)).form is None
+
+
+def test_one_number_tells_no_base() -> None:
+    assert exact_frequencies(row(1e-4, 0, 0)).form is None
+    assert exact_frequencies(row(1e-4, 2.0**-24, 0)).form is None
+    assert fit_theta(row(1e-4, 0)) is None
+
+
+def test_a_published_base_before_one_of_fewer_digits() -> None:
+    """Two frequencies of 512 leave 9000 and 11000 possible."""
+    form = Proportional(1e4, turning=2)
+    assert exact_frequencies(form.frequencies(512).astype(np.float16)).form == form
+
+
+@pytest.mark.parametrize("form", [Llama3(5e5, 8.0, context=8192), Yarn(1e4, 4.0, context=2048)])
+def test_forms_that_are_scaled(form: Llama3 | Yarn) -> None:
+    half = form.frequencies(32).astype(np.float16)
+    found = exact_frequencies(half, 4096)
+    assert (found.form, found.why) == (form, "")
+    np.testing.assert_array_equal(found.values, form.frequencies(32))
+    exact = form.frequencies(32)
+    exact[3] *= 1.01
+    assert exact_frequencies(exact.astype(np.float16), 4096).why == "no closed form explains them"
 
 
 def test_numbers_that_are_not_there() -> None:

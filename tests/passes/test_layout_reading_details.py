@@ -504,6 +504,7 @@ def test_lengths_that_are_not_known_are_counted(sequence: int) -> None:
             "x has 6 on axis 1, where the others have 1",
         ),
     ],
+    ids=["batch", "size kept", "size reduced", "size reduced over", "symbol kept", "size contracted"],
 )
 def test_types_that_disagree(build: Build, name: str, shape: Sequence[Any], why: str | None) -> None:
     """Such an op is none of those that are laid out; what works along an axis may change its length."""
