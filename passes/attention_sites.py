@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from milopt.axes import axes_of
 from milopt.engine.shapes import same_size
 from milopt.matching import Match
-from milopt.mil import Var, constant, dtype_name, is_symbolic, shape_of
+from milopt.mil import Operation, Var, constant, dtype_name, is_symbolic, shape_of
 from milopt.passes.attention_masks import Scores, fits, read_scores
 from milopt.passes.attention_products import Axes, operand, read_operand, read_result
 from milopt.passes.repeats import known_size
@@ -146,15 +146,22 @@ def _regrouped(m: Match, weights: Var) -> bool:
         require(not masked or op.op_type != "reshape", "a mask comes before its batch is regrouped", at=op)
     reshapes = [op for op in reversed(m.ops) if op.op_type == "reshape"]
     for op in reshapes:
-        same = all(map(_equal, shape_of(op.x)[-2:], shape_of(op.outputs[0])[-2:]))
-        require(same, "a reshape mixes rows and columns of the scores", at=op)
+        require(_keeps_rows(op), "a reshape mixes rows and columns of the scores", at=op)
         require(m.scored == "matmul", "the batch of an einsum is regrouped", at=op)
     return bool(reshapes)
 
 
-def _equal(one: Any, other: Any) -> bool:
-    """Whether sizes of rows are one: of two that are unknown, since all others are as they were."""
-    return bool(same_size(one, other) or (is_symbolic(one) and is_symbolic(other)))
+def _keeps_rows(op: Operation) -> bool:
+    """Whether a reshape of batches of known size leaves rows and columns alone.
+
+    Where one is as long as before, so is the other, which may have another symbol.
+    """
+    pairs = list(zip(shape_of(op.x)[-2:], shape_of(op.outputs[0])[-2:], strict=True))
+    if not all(same_size(one, other) or (is_symbolic(one) and is_symbolic(other)) for one, other in pairs):
+        return False
+    return any(same_size(*pair) for pair in pairs) or any(
+        same_size(known_size(op.x, axis), known_size(op.outputs[0], axis)) for axis in (-2, -1)
+    )
 
 
 def _check_batches(query: Seen, key: Seen, value: Seen, batch: tuple[Any, ...], regrouped: bool) -> None:
