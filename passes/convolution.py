@@ -9,7 +9,7 @@ import numpy as np
 
 from milopt.building import Builder
 from milopt.matching import Match
-from milopt.mil import Var, constant, dtype_name, is_compressed, is_constant, is_output, shape_of
+from milopt.mil import Operation, Var, constant, dtype_name, is_compressed, is_constant, is_output, shape_of
 from milopt.package import Model
 from milopt.passes.channels import Form, require_form, to_channels, to_form
 from milopt.passes.kernels import Reform, reformed
@@ -138,7 +138,7 @@ class MatmulAsConv(Rule[_Product]):
             bias = _bias_of(m.bias, result, m.root.outputs[0], made, outputs)
             require(bias is not None, "what is added to it is no bias", at=m.bias)
         else:
-            require(_added(result, made, outputs) is None, "its bias comes behind it", at=product)
+            require(_added(product, made, outputs) is None, "its bias comes behind it", at=product)
         return _Product(given, made, Reform(m.weight.rank, order, 2), bias, added)
 
     def rewrite(self, op: Builder, m: Match, facts: _Product, /) -> Var:
@@ -211,12 +211,13 @@ def _conv(op: Builder, columns: Var, kernel: Var, bias: Any) -> Var:
     return refined(products, (columns.shape[0], outputs, *columns.shape[2:]), columns)
 
 
-def _added(result: Var, made: Form, outputs: int) -> Any:
+def _added(product: Operation, made: Form, outputs: int) -> Any:
     """The bias that an ``add`` puts on a product, which nothing else uses; ``None`` where there is none."""
+    result = product.outputs[0]
     users = result.child_ops
     if len(users) != 1 or users[0].op_type != "add" or is_output(result):
         return None
-    if result.op is None or users[0].enclosing_block is not result.op.enclosing_block:
+    if users[0].enclosing_block is not product.enclosing_block:
         return None  # in a nested block it may not run: it stays there
     other = users[0].inputs["y" if users[0].inputs["x"] is result else "x"]
     return _bias_of(other, result, users[0].outputs[0], made, outputs)
@@ -230,4 +231,4 @@ def _bias_of(added: Var, product: Var, total: Var, made: Form, outputs: int) -> 
     array: Any = np.asarray(value)
     if any(size != 1 for axis, size in enumerate(array.shape, -array.ndim) if axis != made.axis):
         return None
-    return np.ascontiguousarray(np.broadcast_to(array.reshape(-1), (outputs,)))
+    return np.ascontiguousarray(np.broadcast_to(np.ravel(array), (outputs,)))

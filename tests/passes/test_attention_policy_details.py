@@ -72,6 +72,11 @@ PIPELINES = [
         "canonicalize,fuse-sdpa,kv-to-state,pack-gqa,linear-to-conv",
     ),
     (
+        "canonicalize,fuse-sdpa,ct:common::const_elimination,kv-to-state",
+        "fuse-sdpa,pack-gqa",
+        "canonicalize,fuse-sdpa,ct:common::const_elimination,kv-to-state,pack-gqa",
+    ),
+    (
         "canonicalize,linear-to-conv",
         "fuse-sdpa,pack-gqa",
         "canonicalize,fuse-sdpa,pack-gqa,linear-to-conv",

@@ -224,6 +224,22 @@ def test_products_that_stay_and_where() -> None:
     assert refusals(rule, matmul(np.ones((1, 4), np.float32), (2, 5, 1))) == [("an outer product", "out")]
     assert refusals(rule, matmul(np.ones((6, 4), np.int32), dtype=INT32)) == [("conv takes no int32", "x")]
     assert run(matmul(np.ones((2, 4), np.float32), (2, 5, 2))).applied == 1
+    biased = program_of(
+        lambda x: mb.add(x=mb.matmul(x=x, y=np.ones((1, 4), np.float32), name="product"), y=BIAS, name="out"),
+        ((2, 5, 1), FP32),
+    )
+    assert ("an outer product", "product") in refusals(rule, biased)
+
+
+def test_unit_axes_of_weights_stand_in_front() -> None:
+    """Of rows in rank 2 the form has them, of batches in rank 3 they come before the batch."""
+    weight: Any = np.ones((1, 6, 4), np.float32)
+    program = matmul(weight, (5, 6))
+    assert run(program).applied == 1
+    assert moves(program) == ["expand_dims [0, 3]", *(line.format("") for line in ROWS), "squeeze [3]"]
+    program = matmul(weight[None], (2, 5, 6))
+    assert run(program).applied == 1
+    assert moves(program)[:2] == ["expand_dims [0]", "transpose [0, 3, 1, 2]"]
 
 
 def test_a_linear_of_integers_stays() -> None:
@@ -303,6 +319,8 @@ def test_one_number_is_a_bias_of_all_channels() -> None:
         lambda y: mb.add(x=y, y=np.ones((3, 2, 5, 4), np.float32)[:, :1, :1], name="out"),
         lambda y: (mb.add(x=y, y=BIAS, name="out"), mb.mul(x=y, y=BIAS, name="other")),
         lambda y: (mb.add(x=y, y=BIAS, name="out"), mb.identity(x=y, name="other")),
+        lambda y: mb.add(x=y, y=mb.exp(x=y), name="out"),
+        lambda y: mb.add(x=mb.identity(x=y), y=mb.exp(x=np.ones(4, np.float32)), name="out"),
     ],
 )
 def test_what_is_no_bias_stays_behind(behind: Any) -> None:
