@@ -156,12 +156,11 @@ def _keeps_rows(op: Operation) -> bool:
 
     Where one is as long as before, so is the other, which may have another symbol.
     """
-    pairs = list(zip(shape_of(op.x)[-2:], shape_of(op.outputs[0])[-2:], strict=True))
+    made = op.outputs[0]
+    pairs = zip(shape_of(op.x)[-2:], shape_of(made)[-2:], strict=True)
     if not all(same_size(one, other) or (is_symbolic(one) and is_symbolic(other)) for one, other in pairs):
         return False
-    return any(same_size(*pair) for pair in pairs) or any(
-        same_size(known_size(op.x, axis), known_size(op.outputs[0], axis)) for axis in (-2, -1)
-    )
+    return any(same_size(known_size(op.x, axis), known_size(made, axis)) for axis in (-2, -1))
 
 
 def _check_batches(query: Seen, key: Seen, value: Seen, batch: tuple[Any, ...], regrouped: bool) -> None:

@@ -97,13 +97,16 @@ EQUIVALENT: dict[tuple[str, str], dict[tuple[str, str], str]] = {
     ("passes/gqa.py", "PackHeads.pattern"): {
         ("op.one_of('masking', mask=mask, none=None)", "op.one_of('masking', mask=None, none=mask)"): _ORDER,
     },
+    ("passes/cache_states.py", "Plan._placing"): {
+        ("np.arange(query, dtype=np.int32)", "np.arange(query)"): "MIL's constants of whole numbers are int32",
+    },
     ("passes/gqa_shared.py", "_repeats"): {
         ("np.arange(prod(shape), dtype=np.int32)", "np.arange(prod(shape))"): "the same numbers, in more bytes",
     },
-    ("passes/attention_sites.py", "_regrouped"): {
+    ("passes/attention_sites.py", "_keeps_rows"): {
         (
-            "map(_equal, shape_of(op.x)[-2:], shape_of(op.outputs[0])[-2:])",
-            "map(_equal, shape_of(op.outputs[0])[-2:], shape_of(op.x)[-2:])",
+            "zip(shape_of(op.x)[-2:], shape_of(made)[-2:], strict=True)",
+            "zip(shape_of(made)[-2:], shape_of(op.x)[-2:], strict=True)",
         ): _SYMMETRIC,
     },
     ("passes/rope.py", "Made.compare"): {

@@ -313,13 +313,14 @@ def test_rows_of_unknown_number_are_regrouped() -> None:
     np.testing.assert_allclose(second, first, rtol=1e-6, atol=1e-6)
 
 
-def lengths_exchanged(*, exchanged: bool) -> Program:
-    """Scores of unknown rows and columns, dropped a batch of one: (1, H, L, S) -> (H, L, S), or (H, S, L)."""
+def lengths_kept(*which: str) -> Program:
+    """Scores of unknown rows and columns lose a batch of one, (1, H, L, S) -> (H, L, S), or what ``which`` says."""
     rows, columns, values = (get_new_symbol() for _ in range(3))
 
     def build(q: Any, k: Any, v: Any) -> Any:
-        dims = [mb.gather(x=mb.shape(x=each), indices=[2], axis=0) for each in (q, k)]
-        shape = mb.concat(values=[np.array([HEADS], np.int32), *(dims[::-1] if exchanged else dims)], axis=0)
+        sizes = {name: mb.gather(x=mb.shape(x=each), indices=[2], axis=0) for name, each in (("L", q), ("S", k))}
+        dims = [sizes.get(each, np.array([-1], np.int32)) for each in which]
+        shape = mb.concat(values=[np.array([HEADS], np.int32), *dims], axis=0)
         scores = mb.reshape(x=mb.matmul(x=q, y=k, transpose_y=True), shape=shape, name="dropped")
         return mb.matmul(x=mb.softmax(x=scores, axis=-1), y=v, name="out")
 
@@ -328,13 +329,14 @@ def lengths_exchanged(*, exchanged: bool) -> Program:
 
 def test_rows_and_columns_of_unknown_number() -> None:
     """A reshape may exchange their numbers, which is no transpose; values of L rows go with that."""
-    program = lengths_exchanged(exchanged=True)
-    report = apply(FuseAttention(), program)
-    assert [(miss.place, miss.reason) for miss in report.misses if miss.declined] == [
-        ("dropped", "a reshape mixes rows and columns of the scores")
-    ]
-    assert not report
-    assert apply(FuseAttention(), lengths_exchanged(exchanged=False)).applied == 1
+    for which in ("SL", "S?", "?L"):
+        report = apply(FuseAttention(), lengths_kept(*which))
+        assert not report
+        assert [(miss.place, miss.reason) for miss in report.misses if miss.declined] == [
+            ("dropped", "a reshape mixes rows and columns of the scores")
+        ]
+    for which in ("LS", "L?", "?S"):
+        assert apply(FuseAttention(), lengths_kept(*which)).applied == 1
 
 
 def test_a_batch_that_is_unknown_on_one_side_of_a_reshape() -> None:
