@@ -79,14 +79,20 @@ class KvToState(Pass):
                 drafts[name] = self._draft(function, pairs, model.metadata)
             except NoMatch as why:
                 report.decline(name, why.at or pairs[0].concat, why.text, *why.arguments)
-        if drafts and model.aside:
+        if not drafts:
+            return report
+        if model.aside:
             report.decline(next(iter(drafts)), "", "the pass runs on some functions only, and the cache is of all")
             return report
-        longest = max((draft.query for draft in drafts.values()), default=0)
+        longest = max(draft.query for draft in drafts.values())
+        wanted = Wanted(self.layout, self.update, self.context, self.position, longest)
         plans: dict[str, Plan] = {}
         for name, draft in drafts.items():
-            if (plan := self._planned(name, draft, longest, model, report)) is not None:
-                plans[name] = plan
+            first = draft.pairs[0].concat
+            try:
+                plans[name] = planned(draft, wanted, model.metadata)
+            except NoMatch as why:
+                report.decline(name, why.at or first, why.text, *why.arguments)
         signatures = {plan.signature for plan in plans.values()}
         if len(plans) < len(model.functions) or len(signatures) > 1:
             if plans:
@@ -119,14 +125,6 @@ class KvToState(Pass):
             report.decline(name, why.at or concats[0], reason, *why.arguments)
             return []
 
-    def _planned(self, name: str, draft: Draft, longest: int, model: Model, report: Report) -> Plan | None:
-        try:
-            wanted = Wanted(self.layout, self.update, self.context, self.position, longest)
-            return planned(draft, wanted, model.metadata)
-        except NoMatch as why:
-            report.decline(name, why.at or draft.pairs[0].concat, why.text, *why.arguments)
-            return None
-
     def _draft(self, function: Function, pairs: list[Pair], metadata: Mapping[str, str]) -> Draft:
         require_opset(function.opset_version, target.iOS18)  # 1
         prefix = self._prefix(pairs)
@@ -154,11 +152,10 @@ class KvToState(Pass):
         return static_draft(function, pairs, metadata)
 
     def _prefix(self, pairs: list[Pair]) -> bool:
-        symbolic = [is_symbolic(pair.columns) for pair in pairs]
-        if self.read == "prefix":
+        for pair in pairs if self.read == "prefix" else ():
             reason = "its shapes are fixed, and a prefix is as long as the conversation: read all slots"
-            require(all(symbolic), reason, at=pairs[symbolic.index(False)].var if not all(symbolic) else None)
-        return self.read != "full" and all(symbolic)
+            require(is_symbolic(pair.columns), reason, at=pair.var)
+        return self.read != "full" and all(is_symbolic(pair.columns) for pair in pairs)
 
     def _check_position(self, function: Function, prefix: bool) -> None:
         taken = function.inputs.get(self.position)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
 
@@ -58,12 +57,12 @@ def read_combined(function: Function, past: str, concats: list[Operation]) -> li
     held = function.inputs[past]
     runs = sorted(((*_run(op.values[0]), op) for op in concats), key=lambda run: run[:2])
     parts = [op for *_, op in runs]
-    sizes = {end - begin for begin, end, _ in runs}
-    complete = runs[0][0] == 0 and runs[-1][1] == 1 and all(one[1] == other[0] for one, other in pairwise(runs))
-    require(len(sizes) == 1 and complete, "its parts overlap, differ in size, or are not all of it", at=held)
+    shares = [(Fraction(at, len(parts)), Fraction(at + 1, len(parts))) for at in range(len(parts))]
+    complete = [run[:2] for run in runs] == shares
+    require(complete, "its parts overlap, differ in size, or are not all of it", at=held)
     _require_alone(held, {id(op) for op in parts})
     axes = {int(constant(op.axis)) % op.outputs[0].rank for op in parts}
-    shapes = {_closed(shape_of(op.values[0]), next(iter(axes))) for op in parts}
+    shapes = {_closed(shape_of(op.outputs[0]), next(iter(axes))) for op in parts}
     require(len(axes) == len(shapes) == 1, "its parts grow along different axes, or differ in shape", at=held)
     (axis,), (part,) = axes, shapes
     joined = _joined(function, parts, axis)
@@ -88,20 +87,17 @@ def _run(var: Var) -> tuple[Fraction, Fraction]:
     begin, end = _run(op.x)
     if op.op_type in _KEEPING:
         return begin, end
-    before = 1
+    outermost = True
     for low, high, size in _cuts(op, var):
-        if is_symbolic(size):
-            before = 0  # nothing behind it is cut, or it is no run
-            continue
         if (low, high) != (0, size):
-            require(before == 1, "a part of it is no run of its elements", at=op)
+            require(outermost, "a part of it is no run of its elements", at=op)
             begin, end = begin + (end - begin) * Fraction(low, size), begin + (end - begin) * Fraction(high, size)
-        before *= high - low
+        outermost = outermost and high - low == 1  # an open size is none
     return begin, end
 
 
-def _cuts(op: Operation, var: Var) -> Iterator[tuple[int, int, Any]]:
-    """Of each axis where the part begins and ends, and its size."""
+def _cuts(op: Operation, var: Var) -> Iterator[tuple[int, Any, Any]]:
+    """Of each axis where the part begins and ends, and its size; an axis of open size is not cut."""
     shape = shape_of(op.x)
     if op.op_type in ("split", "gather"):
         axis = int(constant(op.axis)) % len(shape)
@@ -121,7 +117,7 @@ def _cuts(op: Operation, var: Var) -> Iterator[tuple[int, int, Any]]:
         if is_symbolic(size):
             rest = int(last[at]) == -1 if sized else high
             require((low or int(first[at]) == 0) and rest, "its slots are cut", at=op)
-            yield 0, 0, size
+            yield 0, size, size
         else:
             begin = 0 if low else int(first[at]) % size
             if sized:
@@ -169,20 +165,20 @@ class _Joined(NamedTuple):
 
 def _joined(function: Function, concats: list[Operation], axis: int) -> _Joined:
     wholes, news = [op.outputs[0] for op in concats], [op.values[1] for op in concats]
+    kinds: tuple[tuple[list[Var], Returned], ...] = ((wholes, "all"), (news, "new"))
     columns = shape_of(concats[0].values[0])[axis]
     for output in function.outputs:
-        for leaves, returned in ((wholes, "all"), (news, "new")):
+        for leaves, returned in kinds:
             tails: list[Operation] = []
             ops: list[Operation] = []
             found = _leaves(output, {id(leaf): leaf for leaf in leaves}, ops, tails, axis, columns)
-            if found is None or not set(found) & set(leaves):
+            if found is None:
                 continue
             require(found == leaves, "its presents are put together in another order, or not all", at=output)
             require(len(tails) in (0, len(leaves)), "some of its presents are cut", at=output)
             _require_inside([*ops, *tails], output)
-            kind: Returned = "kept" if tails else "all" if returned == "all" else "new"
-            return _Joined(output, kind, (*ops, *tails))
-    raise NoMatch("no output holds what its parts become, one behind another", at=concats[0])
+            return _Joined(output, "kept" if tails else returned, (*ops, *tails))
+    raise NoMatch("no output holds what its parts become, one behind another")
 
 
 def _leaves(
@@ -210,7 +206,7 @@ def _leaves(
     for each in op.values:
         inner = _leaves(each, leaves, ops, tails, axis, columns)
         # behind one another as they are stored: nothing stands before the axis
-        if inner is None or any(is_symbolic(dim) or dim != 1 for dim in shape_of(each)[:at]):
+        if inner is None or any(dim != 1 for dim in shape_of(each)[:at]):
             return None
         found += inner
     return found
@@ -228,7 +224,7 @@ def _whole(held: Var, present: Var, part: tuple[Any, ...], axis: int, slots: Any
     """The shapes of the input and of its parts, with 0 where the slots are, of which a part has ``slots``."""
     before, after = shape_of(held), shape_of(present)
     require(len(before) == len(after), "what goes out has another rank than what comes in", at=present)
-    changed = [at for at, (one, other) in enumerate(zip(before, after, strict=True)) if one != other]
+    changed = [at for at, dim in enumerate(before) if dim != after[at]]
     fits = [
         at
         for at, dim in enumerate(before)

@@ -25,7 +25,7 @@ class Group:
     pairs: tuple[Pair, ...]
     masks: tuple[str, ...]
     axes: dict[Var, int]
-    window: int | None = None
+    window: int | None
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ def static_draft(function: Function, pairs: list[Pair], metadata: Mapping[str, s
     for pair in pairs:
         require(kinds[pair.past], "is it a key or a value?", at=pair.var)
     windows = windows_of([mask for _, slots in found for mask in slots.masks], metadata)
-    return Draft(function, pairs, kinds, [group for those, slots in found for group in _groups(those, slots, windows)])
+    groups = [group for those, slots in found for group in _groups(function.inputs, those, slots, windows)]
+    return Draft(function, pairs, kinds, groups)
 
 
 def _kind(var: Var, slots: Slots) -> str:
@@ -69,13 +70,12 @@ def _kind(var: Var, slots: Slots) -> str:
     return "value" if var in slots.values else ""
 
 
-def _groups(pairs: list[Pair], slots: Slots, windows: Mapping[str, int]) -> Iterator[Group]:
+def _groups(inputs: Mapping[str, Var], pairs: list[Pair], slots: Slots, windows: Mapping[str, int]) -> Iterator[Group]:
     for values in components(slots):
         those = tuple(pair for pair in pairs if pair.var in values)
-        names = tuple(name for name in slots.masks if any(var.op is None and var.name == name for var in values))
-        limits = [windows.get(name) for name in names]
-        known = [limit for limit in limits if limit is not None]
-        window = max(known) if known and len(known) == len(limits) else None
+        names = tuple(name for name in slots.masks if inputs[name] in values)
+        limits = {windows.get(name) for name in names}
+        window = limits.pop() if len(limits) == 1 else None
         yield Group(those, names, {var: axis for var, axis in slots.axes.items() if var in values}, window)
 
 
@@ -84,10 +84,9 @@ def flexible_draft(function: Function, pairs: list[Pair]) -> Draft:
     kinds = {pair.past: kind_of(pair.var) for pair in pairs}
     for pair in pairs:
         require(kinds[pair.past], "is it a key or a value?", at=pair.var)
-        require(pair.returned != "kept", "its shape is not static", at=pair.var)
     masks = tuple(open_masks(function, {pair.input for pair in pairs}))
     require(masks, "no mask tells how many columns there are")
-    return Draft(function, pairs, kinds, [Group(tuple(pairs), masks, {})], prefix=True)
+    return Draft(function, pairs, kinds, [Group(tuple(pairs), masks, {}, None)], prefix=True)
 
 
 def open_masks(function: Function, pasts: set[str]) -> Iterator[str]:

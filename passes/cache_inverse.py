@@ -131,7 +131,7 @@ class _Plan(NamedTuple):
             shape = list(shape_of(each.new))
             shape[axis] = get_new_symbol() if signature.prefix else slot.kept or signature.context - shape[axis]
             if combined is not None:
-                held = _part(op, self._combined(combined, shape[axis], slot.dtype, pasts), combined, slot.past, shape)
+                held = _part(op, self._combined(combined, shape[axis], slot.dtype, pasts), combined, slot.past)
             else:
                 past = self._past(slot.past, shape, axis, slot.dtype)
                 held = past if slot.dtype == "fp16" else op.cast(x=past, dtype="fp16")
@@ -175,24 +175,24 @@ class _Plan(NamedTuple):
         """The output that holds what they became, by their numbers."""
         order = {op: at for at, op in enumerate(self.function.operations)}
         op = Builder(max((each.update for each in self.written), key=lambda update: order[update]), taken)
-        dtypes = {slot.dtype for slot in self.signature.slots if self.signature.whole_of(slot.past) == combined}
+        dtype = next(slot.dtype for slot in self.signature.slots if self.signature.whole_of(slot.past) == combined)
         stacked = op.stack(values=[values[at] for at in sorted(values)], axis=0)
         shape = [dim or -1 for dim in combined.shape]
         made: Var
-        if dtypes == {"fp16"}:
+        if dtype == "fp16":
             made = op.reshape(x=stacked, shape=shape, name=combined.present)
         else:
-            made = op.cast(x=op.reshape(x=stacked, shape=shape), dtype=next(iter(dtypes)), name=combined.present)
+            made = op.cast(x=op.reshape(x=stacked, shape=shape), dtype=dtype, name=combined.present)
         return made
 
 
 def _number(name: str) -> int:
     """The place of a cached tensor among those that one input holds."""
-    return int(name.partition("[")[2][:-1])
+    return int(name.removesuffix("]").partition("[")[2])
 
 
-def _part(op: Builder, past: Var, combined: Combined, name: str, shape: Sequence[Any]) -> Var:
-    """One of the cached tensors that an input holds, as fp16; of ``shape``, whose size of slots may be open."""
+def _part(op: Builder, past: Var, combined: Combined, name: str) -> Var:
+    """One of the cached tensors that an input holds, as fp16."""
     rows = op.reshape(x=past, shape=[combined.count, *(dim or -1 for dim in combined.part)])
     at = _number(name)
     rank = rows.rank
@@ -204,7 +204,6 @@ def _part(op: Builder, past: Var, combined: Combined, name: str, shape: Sequence
         end_mask=[False, *[True] * (rank - 1)],
         squeeze_mask=[True, *[False] * (rank - 1)],
     )
-    cut = with_symbols(cut, tuple(shape))
     held: Var = cut if dtype_name(cut) == "fp16" else op.cast(x=cut, dtype="fp16")
     return held
 

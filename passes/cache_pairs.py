@@ -26,8 +26,8 @@ class Pair:
     concat: Operation
     new: Var
     axis: int
-    returned: Returned = "all"
-    tails: tuple[Operation, ...] = ()
+    returned: Returned
+    tails: tuple[Operation, ...]
     whole: Combined | None = None
 
     @property
@@ -101,7 +101,7 @@ def is_tail(op: Operation, axis: int, columns: Any) -> bool:
     before, after = shape_of(op.x), shape_of(op.outputs[0])
     if len(before) != len(after) or after[axis] != columns or is_symbolic(columns) or is_symbolic(before[axis]):
         return False
-    if any(a != b for at, (a, b) in enumerate(zip(before, after, strict=True)) if at != axis):
+    if any(dim != after[at] for at, dim in enumerate(before) if at != axis):
         return False
     begin, stride, first = (constant(op.inputs.get(name)) for name in ("begin", "stride", "begin_mask"))
     if (
@@ -159,15 +159,14 @@ def kind_of(var: Var) -> str:
 
 def _meets_softmax(var: Var) -> bool:
     """Whether a softmax comes before the next product."""
-    todo, seen = [var], set[Var]()
+    todo, seen, kinds = [var], set[Var](), set[str]()
     while todo:
         each = todo.pop()
         if each in seen:
             continue
         seen.add(each)
         for user in each.child_ops:
-            if user.op_type == "softmax":
-                return True
+            kinds.add(user.op_type)
             if user.op_type not in (*_CONTRACTIONS, "scaled_dot_product_attention"):
                 todo += user.outputs
-    return False
+    return "softmax" in kinds

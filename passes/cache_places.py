@@ -40,6 +40,7 @@ def planned(draft: Draft, options: Wanted, metadata: Mapping[str, str]) -> Plan:
     turning = [(group, _ring(draft, group, options)) for group in draft.groups]
     rings = {pair.past: ring for group, ring in turning for pair in group.pairs}
     context = _context(draft, options, metadata, rings)
+    require(context > 1 or not draft.prefix, "a context of {} leaves no slot for a past", context)
     entries = list(_slots(draft, options.layout, rings, context))
     axis = draft.pairs[0].axis
     slots = tuple(
@@ -79,7 +80,7 @@ def _ring(draft: Draft, group: Group, options: Wanted) -> int:
         return 0
     size = window + options.longest - 1
     size += -max(size - _ALIGNED, 0) % _ALIGNED
-    if not last and size >= min(pair.columns for pair in group.pairs):
+    if not last and size >= group.pairs[0].columns:
         return 0  # all of the context is no more
     return size
 
@@ -95,9 +96,7 @@ def _context(draft: Draft, options: Wanted, metadata: Mapping[str, str], rings: 
         known = metadata.get(_CONTEXT_KEY)
         if known is not None and known.isdecimal() and int(known):
             return int(known)
-        require(
-            not draft.prefix, "its shape is flexible: say how many slots there are (context=N)", at=draft.pairs[0].var
-        )
+        require(not draft.prefix, "its shape is flexible: say how many slots there are (context=N)")
     if whole := [pair.columns for pair in draft.pairs if not rings[pair.past]]:
         return int(whole[0])
     full = [pair.columns for pair in draft.pairs if not pair.kept]

@@ -6,14 +6,14 @@ from milopt.mil import shape_of
 from milopt.package import Model
 from milopt.signature import CacheSignature, outer
 
-__all__ = ["Texts", "describe_pasts", "describe_states", "taken_texts"]
-
-# text -> the inputs and outputs that it describes
-Texts = tuple[tuple[str, tuple[str, ...]], ...]
+__all__ = ["describe_pasts", "describe_states", "taken_texts"]
 
 
-def taken_texts(model: Model, signature: CacheSignature) -> Texts:
-    """What the model says of inputs and outputs that go, or whose meaning changes, for the way back."""
+def taken_texts(model: Model, signature: CacheSignature) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """What the model says of inputs and outputs that go, or whose meaning changes, for the way back.
+
+    Each text with the inputs and outputs that it describes.
+    """
     names = dict.fromkeys(outer(each) for slot in signature.slots for each in (slot.past, slot.present))
     said: dict[str, list[str]] = {}
     for name in (*names, *signature.masks):
@@ -48,7 +48,7 @@ def _mask_text(signature: CacheSignature, ring: int | None, position: str) -> st
 
 def _position_text(signature: CacheSignature) -> str:
     rings = [slot.ring for slot in signature.slots if slot.ring]
-    if rings and len(rings) == len(signature.slots):
+    if len(rings) == len(signature.slots):
         return "The position of the first new token, counted from 0; its slot is the remainder by the ring's size."
     slot = "The first slot the new tokens are written to"
     text = f"{slot}; {signature.position} + Q must not exceed {signature.context}."

@@ -20,6 +20,7 @@ from milopt.passes import budget
 from milopt.passes.budget import Budget
 from milopt.passes.compressing import CompressionReport
 from milopt.passes.compression import Palettize
+from milopt.reports import NoMatch
 
 from .support import compressed, left_alone, weights
 
@@ -131,7 +132,7 @@ def test_weights_that_no_form_is_for() -> None:
     assert [miss.reason for miss in report.misses] == ["too small: 1024 of 2000 numbers"] * 2
 
     def plan(form: Palettize, *_: Any) -> Any:
-        raise budget.NoMatch("{} bits are none for it", form.bits)
+        raise NoMatch("{} bits are none for it", form.bits)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Palettize, "plan", plan)
@@ -142,9 +143,10 @@ def test_weights_that_no_form_is_for() -> None:
 def test_the_forms_in_order() -> None:
     plain = Budget(size=0.5, bits=(4, 2, 4), groups=(16, 0), min_elements=7)
     assert plain._forms() == [  # pyright: ignore[reportPrivateUsage]
-        Palettize(bits=bits, granularity=granularity, group_size=group, min_elements=7)
-        for bits in (2, 4)
-        for granularity, group in (("tensor", 1), ("grouped-channel", 16))
+        Palettize(bits=2, granularity="tensor", group_size=1, min_elements=7),
+        Palettize(bits=2, group_size=16, min_elements=7),
+        Palettize(bits=4, granularity="tensor", group_size=1, min_elements=7),
+        Palettize(bits=4, group_size=16, min_elements=7),
     ]
     fed = Budget(size=0.5, bits=(4,), groups=(8,), feedback=True, calibration="file")
     assert fed._forms() == [  # pyright: ignore[reportPrivateUsage]

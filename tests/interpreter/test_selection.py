@@ -257,3 +257,9 @@ def test_dequantize_and_quantized_convolution() -> None:
     dense, product = run(build, {"x": x})
     np.testing.assert_allclose(dense, np.array([[-0.5, 0, 0.5], [8, 10, 12]]))
     np.testing.assert_allclose(product[0, 1], (x[0] * 2.5).sum(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [{"num_splits": 1}, {"split_sizes": [2]}])
+def test_a_split_into_one_part(parts: dict[str, Any]) -> None:
+    (found,) = run(lambda x: (mb.relu(x=mb.split(x=x, axis=0, **parts)),), {"x": X})
+    np.testing.assert_array_equal(found, np.maximum(X, 0))

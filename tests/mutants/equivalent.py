@@ -98,6 +98,7 @@ EQUIVALENT: dict[tuple[str, str], dict[tuple[str, str], str]] = {
         ("op.one_of('masking', mask=mask, none=None)", "op.one_of('masking', mask=None, none=mask)"): _ORDER,
     },
     ("passes/cache_states.py", "Plan._placing"): {
+        ("np.arange(size, dtype=np.int32)", "np.arange(size)"): "MIL's constants of whole numbers are int32",
         ("np.arange(query, dtype=np.int32)", "np.arange(query)"): "MIL's constants of whole numbers are int32",
     },
     ("passes/gqa_shared.py", "_repeats"): {

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from milopt.mil import Function, Program, is_state, mb, shape_of, target, types
+from milopt.mil import Function, Program, dtype_name, is_state, mb, shape_of, target, types
 from milopt.package import Model, load
 from milopt.passes.cache import KvToState
 from milopt.passes.cache_inverse import StateToKv
 from milopt.signature import METADATA_KEY, CacheSignature, CacheSlot
+from milopt.signature_layout import LAYOUT_KEY, LayoutSignature, Relaid
 from milopt.text import text
 from milopt.verify import compare
 
@@ -70,6 +71,18 @@ def test_another_number_of_slots() -> None:
     assert verdict, str(verdict)
 
 
+def test_a_ring_that_stays_beside_one_that_does_not() -> None:
+    """The mask of a past that keeps two tokens is over three slots before and after."""
+    made = small(1, (5, 2), layers=2, masks=("sliding_mask", "mask"), returned=("all", "kept"))
+    made.metadata["milopt.sliding_window"] = "3"
+    before = text(made)
+    assert KvToState(update="ring").run(made)
+    assert [shape_of(made.function().inputs[name])[-1] for name in ("sliding_mask", "mask")] == [3, 3]
+    assert StateToKv().run(made)
+    assert [shape_of(made.function().inputs[name])[-1] for name in ("sliding_mask", "mask")] == [6, 3]
+    assert text(made) == before
+
+
 def test_rings_of_sliding_layers() -> None:
     made = small(1, 5, layers=2, masks=("sliding_mask", "mask"))
     made.metadata["milopt.sliding_window"] = "3"
@@ -100,6 +113,7 @@ def test_tensors_of_one_input() -> None:
     assert f"present = reshape(x={stacked.partition(' ')[0]}, shape=[4, 2, -1, 4])" in lines
     assert "past: fp16[4, 2, 5, 4]" in lines
     assert lines[-1] == "-> hidden, present"
+    assert not [line for line in lines if line.startswith("present[") or "cast(" in line]
 
 
 def in_fp32(past: Any, at: int, x: Any) -> Any:
@@ -121,6 +135,53 @@ def test_tensors_of_one_input_in_fp32() -> None:
     assert sum("cast(x=" in line and 'dtype="fp16"' in line for line in lines) == PARTS
     assert next(line for line in lines if line.startswith("present =")).endswith('dtype="fp32")')
     verdict = compare(before, made, signature=report.signature)
+    assert verdict, str(verdict)
+
+
+def test_inputs_of_other_types() -> None:
+    """Each present is of the type that its past has."""
+    specs = [mb.TensorSpec((2, 2, 5, SIZE), kind) for kind in (types.fp16, types.fp32)]
+    specs += [mb.TensorSpec((1, 2, 1, SIZE), types.fp16), mb.TensorSpec((1, 1, 1, 6), types.fp16)]
+
+    @mb.program(input_specs=specs, opset_version=target.iOS18)
+    def program(past: Any, wide: Any, x: Any, mask: Any) -> Any:
+        outs: list[Any] = []
+        for held in (past, mb.cast(x=wide, dtype="fp16")):
+            parts = mb.split(x=held, num_splits=2, axis=0)
+            key, value = (mb.concat(values=[part, mb.relu(x=x)], axis=2) for part in parts)
+            outs.append(mb.concat(values=[key, value], axis=0, name=f"present{len(outs)}"))
+            x = mb.scaled_dot_product_attention(query=x, key=key, value=value, attn_mask=mask)
+        return mb.identity(x=x, name="hidden"), outs[0], mb.cast(x=outs[1], dtype="fp32", name="broad")
+
+    made = load(program)
+    assert KvToState().run(made)
+    before = made.clone()
+    report = StateToKv().run(made)
+    assert [dtype_name(var) for var in made.function().outputs] == ["fp16", "fp16", "fp32"]
+    assert [line.partition(" ")[0] for line in named(made) if 'dtype="fp32"' in line] == ["broad"]
+    verdict = compare(before, made, signature=report.signature)
+    assert verdict, str(verdict)
+
+
+def test_more_tensors_than_digits() -> None:
+    def program() -> Any:
+        specs = [mb.TensorSpec((12, 2, 5, SIZE), types.fp16), mb.TensorSpec((1, 2, 1, SIZE), types.fp16)]
+
+        @mb.program(input_specs=[*specs, mb.TensorSpec((1, 1, 1, 6), types.fp16)], opset_version=target.iOS18)
+        def made(past: Any, x: Any, mask: Any) -> Any:
+            parts = mb.split(x=past, num_splits=12, axis=0)
+            wholes = [mb.concat(values=[part, x], axis=2) for part in parts]
+            for key, value in zip(wholes[::2], wholes[1::2], strict=True):
+                x = mb.scaled_dot_product_attention(query=x, key=key, value=value, attn_mask=mask)
+            return mb.identity(x=x, name="hidden"), mb.concat(values=wholes, axis=0, name="present")
+
+        return made
+
+    made = load(program())
+    assert KvToState().run(made)
+    before = made.clone()
+    report = StateToKv().run(made)
+    verdict = compare(before, made, signature=report.signature, trials=1)
     assert verdict, str(verdict)
 
 
@@ -185,6 +246,10 @@ SAID: dict[str, tuple[Callable[[], Model], tuple[str, str]]] = {
     "a present that is there": (
         lambda: saying(stateful(), first(present="mixed0")),
         (UPDATE, "there is a value named mixed0 already"),
+    ),
+    "all columns by the name of the new ones": (
+        lambda: saying(stateful(), first(present="new_k0")),
+        (UPDATE, "there is a value named new_k0 already"),
     ),
     "new columns by the name of another value": (
         lambda: saying(stateful(returned="new"), first(present="mixed0")),
@@ -257,9 +322,14 @@ def _attention(query: Any, key: Any, value: Any, mask: Any) -> Any:
 
 
 def two_states(
-    *, shared: bool = False, used: bool = True, slots: tuple[int, int] = (6, 6), axes: tuple[int, int] = (2, 2)
+    *,
+    shared: bool = False,
+    used: bool = True,
+    slots: tuple[int, int] = (6, 6),
+    axes: tuple[int, int] = (2, 2),
+    moved: One = lambda x: x,
 ) -> Model:
-    """An attention on two states, written at one or two inputs; or the values of each go out summed."""
+    """An attention on two states, written at one or two inputs, ``moved``; or the values of each go out summed."""
     shapes = [
         tuple(size if at == axis else (1, HEADS, SIZE, SIZE)[at] for at in range(4))
         for size, axis in zip(slots, axes, strict=True)
@@ -273,7 +343,7 @@ def two_states(
     with Function(inputs, opset_version=target.iOS18) as function:
         args, held = function.inputs, list[Any]()
         for name, shape, axis, place in zip("ab", shapes, axes, ("here", "here" if shared else "there"), strict=True):
-            place_ = args[place]
+            place_ = moved(args[place])
             ends = mb.add(x=place_, y=np.array([SIZE], np.int32))
             begin: list[Any] = [np.array([0], np.int32)] * 4
             end: list[Any] = [np.array([dim], np.int32) for dim in shape]
@@ -311,6 +381,19 @@ def test_programs_by_others() -> None:
     assert refused(masked(small())) == [("main", UPDATE, "it is not written at an input")]
 
 
+MOVED: list[One] = [
+    lambda x: mb.expand_dims(x=mb.squeeze(x=x, axes=[0]), axes=[0]),
+    lambda x: mb.reshape(x=mb.reshape(x=x, shape=[1, 1]), shape=[1]),
+]
+
+
+@pytest.mark.parametrize("moved", MOVED)
+def test_positions_that_are_moved(moved: One) -> None:
+    report = StateToKv().run(two_states(shared=True, moved=moved))
+    assert report.signature is not None
+    assert (report.signature.position, report.applied) == ("here", 2)
+
+
 def test_keys_and_values_in_one() -> None:
     shape = (1, HEADS, 6, SIZE)
     inputs = {
@@ -336,6 +419,24 @@ def test_keys_and_values_in_one() -> None:
     report = StateToKv().run(load(program))
     assert report.signature is not None
     assert report.signature.slots == (CacheSlot("past_kv_0", "present_kv_0", "both", 0, 1),)
+
+
+def test_states_of_another_layout() -> None:
+    """What was said of the states is said of pasts and presents, and the signature is that of the layout before."""
+    made = stateful()
+    relaid = Relaid("key_cache", (1, 6, 2, 4), (1, 6, 2, 4), (0, 2, 1, 3), (1, 2, 6, 4))
+    made.metadata[LAYOUT_KEY] = LayoutSignature({"main": (relaid,)}).to_json()
+    report = StateToKv().run(made)
+    assert report.signature is not None
+    assert [(slot.past, slot.axis) for slot in report.signature.slots] == [("past_k0", 1), ("past_v0", None)]
+    assert LayoutSignature.from_metadata(made.metadata) == LayoutSignature(
+        {
+            "main": (
+                Relaid("past_k0", (1, 5, 2, 4), (1, 5, 2, 4), (0, 2, 1, 3), (1, 2, 5, 4)),
+                Relaid("k0", (1, 6, 2, 4), (1, 6, 2, 4), (0, 2, 1, 3), (1, 2, 6, 4)),
+            )
+        }
+    )
 
 
 # --- several functions
@@ -421,6 +522,10 @@ USES: list[tuple[One, tuple[str, str]]] = [
     (lambda x: mb.add(x=x, y=THREE, name="more"), ("more", "add also uses the position")),
     (lambda x: mb.floor_div(x=mb.add(x=x, y=THREE), y=TWO, name="half"), ("half", "floor_div also uses the position")),
     (lambda x: mb.identity(x=x, name="same"), ("same", "identity also uses the position")),
+    (
+        lambda x: mb.identity(x=mb.floor_div(x=x, y=TWO, name="half"), name="same"),
+        ("half", "floor_div also uses the position"),
+    ),
 ]
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from milopt.mil import Function, get_new_symbol, mb
+from milopt.mil import Function, get_new_symbol, mb, shape_of
 from milopt.passes.cache_pairs import Pair, find_pairs, is_tail, kind_of, users_of, with_casts
 
-from .programs import Build, One, Two, fp16, ints, program_of
+from .programs import Build, One, Two, bools, fp16, ints, program_of
 
 P, Q, D = 5, 2, 4
+LAST, END = [0, 0, Q, 0], [1, 2, P + Q, D]
 
 
 def function(build: Build, **inputs: Any) -> Function:
@@ -65,7 +67,7 @@ def test_what_is_no_cache(build: Build) -> None:
     assert [each.past for each in pairs(build)] in ([], ["new"])
 
 
-def sliced(x: Any, begin: list[int], end: list[int], **options: Any) -> Any:
+def sliced(x: Any, begin: Any, end: list[int], **options: Any) -> Any:
     return mb.slice_by_index(x=x, begin=begin, end=end, name="present", **options)
 
 
@@ -99,6 +101,14 @@ def test_other_columns_are_no_cache(begin: list[int], end: list[int], options: d
     assert pairs(kept(begin, end, **options)) == []
 
 
+def test_last_columns_that_are_also_used() -> None:
+    def build(past: Any, new: Any) -> Any:
+        last = sliced(joined(past, new, name="whole"), LAST, END)
+        return [last, mb.relu(x=last, name="used")]
+
+    assert pairs(build) == []
+
+
 def tail(build: One, axis: int, columns: Any, *shape: Any) -> bool:
     made = program_of(build, x=fp16(*shape)).functions["main"].outputs[0]
     assert made.op is not None
@@ -123,13 +133,35 @@ def test_tails() -> None:
     assert not tail(open_end, 1, 4, 2, columns)
 
 
+def test_slices_as_long_as_a_tail() -> None:
+    """From where a tail begins, backwards; or with another axis backwards, or without one; or from the front."""
+    assert tail(lambda x: sliced(x, [0, 4], [2, 7], begin_mask=[True, False]), 1, 3, 2, 7)
+    assert not tail(lambda x: sliced(x, [0, 3], [2, 4], begin_mask=[False, True]), 1, 4, 2, 7)
+    assert tail(lambda x: sliced(x, [0, 4], [2, 7]), 1, 3, 2, 7)
+    assert not tail(lambda x: sliced(x, [0, 3], [2, 6]), 1, 4, 2, 7)
+    assert not tail(lambda x: sliced(x, [0, 4], [2, 1], stride=[1, -1]), 1, 3, 2, 7)
+    assert not tail(lambda x: sliced(x, [1, 4], [0, 7], stride=[-1, 1], end_mask=[True, False]), 1, 3, 2, 7)
+    assert not tail(lambda x: sliced(x, [0, 4, 0], [2, 7, 1], squeeze_mask=[False, False, True]), 1, 3, 2, 7, 3)
+    assert not tail(lambda x: sliced(x, [0, 3], [2, 4]), 1, 1, 2, get_new_symbol())
+
+
 def test_a_tail_from_a_computed_place() -> None:
     def build(x: Any, at: Any) -> Any:
         return mb.slice_by_index(x=x, begin=at, end=[2, 7])
 
-    made = program_of(build, x=fp16(2, 7), at=ints(2)).functions["main"].outputs[0]
-    assert made.op is not None
-    assert not is_tail(made.op, 1, 4)
+    def ends(x: Any, at: Any) -> Any:
+        return mb.slice_by_index(x=x, begin=[0, 3], end=at, end_mask=[True, False])
+
+    def folded(x: Any) -> Any:
+        """A place that is known, though no op says it as a constant."""
+        return sliced(x, mb.add(x=np.array([0, 1], np.int32), y=np.array([0, 2], np.int32)), [2, 7])
+
+    for each in (build, ends):
+        made = program_of(each, x=fp16(2, 7), at=ints(2)).functions["main"].outputs[0]
+        assert made.op is not None
+        assert not is_tail(made.op, 1, 4)
+        assert not is_tail(made.op, 1, shape_of(made)[1])
+    assert not tail(folded, 1, 4, 2, 7)
 
 
 def test_the_new_columns_go_out() -> None:
@@ -140,6 +172,24 @@ def test_the_new_columns_go_out() -> None:
     (each,) = pairs(build)
     assert told(each) == ("past", "present", "present", 2, "new", [])
     assert each.kept == 0
+
+
+def test_columns_that_leave_a_block() -> None:
+    """What a branch gives is no output of the function, whatever else is one."""
+
+    def branch(x: Any, flag: Any, made: One) -> Any:
+        pred = mb.squeeze(x=flag, axes=[0])
+        return mb.cond(pred=pred, _true_fn=lambda: made(x), _false_fn=lambda: mb.relu(x=made(x)), name="out")
+
+    def whole(past: Any, new: Any, flag: Any) -> Any:
+        fresh = mb.relu(x=new, name="present")
+        return [fresh, branch(joined(past, fresh, name="whole"), flag, lambda x: x)]
+
+    def last(past: Any, new: Any, flag: Any) -> Any:
+        return branch(joined(past, new, name="whole"), flag, lambda x: mb.slice_by_index(x=x, begin=LAST, end=END))
+
+    for build in (whole, last):
+        assert pairs(build, flag=bools(1)) == []
 
 
 def test_all_columns_go_out_beside_the_new_ones() -> None:
@@ -161,6 +211,13 @@ def test_uses_behind_casts() -> None:
     assert [var.name for var in with_casts(made.inputs["x"])] == ["x", "wide"]
 
 
+def test_names_of_what_is_made() -> None:
+    (each,) = pairs(lambda past, new: joined(past, new))
+    assert each.label == "present"
+    part = replace(each, past="past[1]", present="present[12]")
+    assert (part.input, part.output, part.label) == ("past", "present", "present_12")
+
+
 # --- keys and values
 
 
@@ -179,6 +236,7 @@ WEIGHT: Any = np.ones((3, D), np.float16)
 KINDS: list[tuple[Two, str]] = [
     (lambda past, new: mb.relu(x=past), ""),
     (lambda past, new: mb.cast(x=mb.shape(x=past), dtype="fp16"), ""),
+    (lambda past, new: mb.linear(x=mb.cast(x=mb.shape(x=past), dtype="fp16"), weight=WEIGHT), ""),
     (lambda past, new: softmax(mb.matmul(x=new, y=past, transpose_y=True)), "key"),
     (lambda past, new: softmax(mb.relu(x=mb.matmul(x=new, y=past, transpose_y=True))), "key"),
     (lambda past, new: mb.matmul(x=softmax(mb.matmul(x=new, y=new, transpose_y=True)), y=new), ""),
@@ -217,7 +275,8 @@ def test_the_operands_of_attention() -> None:
 
     def scores(past: Any, new: Any, other: Any) -> Any:
         """A product whose result is a query is no key: what follows is another attention."""
-        return mb.scaled_dot_product_attention(query=mb.matmul(x=new, y=past, transpose_y=True), key=other, value=other)
+        query = mb.matmul(x=new, y=past, transpose_y=True)
+        return softmax(mb.scaled_dot_product_attention(query=query, key=other, value=other))
 
     assert kind(keys, other=fp16(1, 2, P, D)) == "key"
     assert kind(values, other=fp16(1, 2, P, D)) == "value"
@@ -225,10 +284,10 @@ def test_the_operands_of_attention() -> None:
 
 
 def test_a_value_that_is_used_twice_is_looked_at_once() -> None:
-    def build(past: Any, new: Any) -> Any:
-        one = mb.relu(x=past)
+    def doubled(x: Any) -> Any:
         for _ in range(24):
-            one = mb.add(x=one, y=one)
-        return softmax(mb.matmul(x=new, y=one, transpose_y=True))
+            x = mb.add(x=x, y=x)
+        return x
 
-    assert kind(build) == "key"
+    assert kind(lambda past, new: softmax(mb.matmul(x=new, y=doubled(past), transpose_y=True))) == "key"
+    assert kind(lambda past, new: doubled(mb.matmul(x=new, y=past, transpose_y=True))) == "value"

@@ -13,6 +13,7 @@ from milopt.passes.cache import KvToState
 from milopt.passes.cache_drafts import Draft, Group
 from milopt.passes.cache_inverse import StateToKv
 from milopt.passes.cache_pairs import Pair
+from milopt.passes.cache_places import Layout
 from milopt.passes.cache_states import Plan
 from milopt.passes.cache_written import Written
 from milopt.passes.contract import ClientContract
@@ -21,6 +22,7 @@ from milopt.text import text
 
 from .cache_programs import SIZE, Layer, model
 from .cache_small import Extra, small
+from .programs import fp16, program_of
 from .test_cache_combined import ROWS, decoder, joined, row
 from .test_cache_forms import agree
 
@@ -98,7 +100,7 @@ def placed(layers: list[Layer], **options: Any) -> list[tuple[str, int, int, int
         ("per-layer", ("kv_cache_0", "kv_cache_1"), (0, 0)),
     ],
 )
-def test_keys_and_values_in_one_tensor(layout: str, names: tuple[str, str], rows: tuple[int, int]) -> None:
+def test_keys_and_values_in_one_tensor(layout: Layout, names: tuple[str, str], rows: tuple[int, int]) -> None:
     made = placed([Layer(together=True), Layer(together=True)], layout=layout)
     assert made == [(name, row_, 2, 0) for name, row_ in zip(names, rows, strict=True)]
 
@@ -122,11 +124,62 @@ def test_rings_of_one_size_and_of_two() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("layout", "names"),
+    [
+        ("pair", ["key_cache_local", "value_cache_local", "key_cache", "value_cache"]),
+        ("unified", ["kv_cache_local", "kv_cache_local", "kv_cache", "kv_cache"]),
+        ("per-layer", ["key_cache_0", "value_cache_0", "key_cache_1", "value_cache_1"]),
+    ],
+)
+def test_names_of_states_that_turn(layout: Layout, names: list[str]) -> None:
+    made = small(1, (5, 7), layers=2, masks=("one", "other"), returned=("kept", "all"))
+    assert [slot.state for slot in signature(made, layout=layout).slots] == names
+
+
+def test_keys_that_grow_along_another_axis() -> None:
+    def build(x: Any, mask: Any, keys: Any, values: Any) -> Any:
+        key = mb.concat(values=[keys, mb.transpose(x=x, perm=[0, 1, 3, 2])], axis=3, name="key")
+        value = mb.concat(values=[values, x], axis=2, name="value")
+        turned = mb.transpose(x=key, perm=[0, 1, 3, 2])
+        mixed = mb.scaled_dot_product_attention(query=x, key=turned, value=value, attn_mask=mask)
+        return key, value, mixed
+
+    given = {"x": fp16(1, 2, 1, SIZE), "mask": fp16(1, 1, 1, 6)}
+    program = program_of(build, **given, keys=fp16(1, 2, SIZE, 5), values=fp16(1, 2, 5, SIZE))
+    made = signature(load(program))
+    assert (made.axis, [slot.axis for slot in made.slots]) == (3, [None, 2])
+
+
+def test_tensors_of_one_state_with_other_features() -> None:
+    inputs: dict[str, Any] = {"mask": fp16(1, 1, 1, 6)}
+    for at, size in enumerate((4, 3)):
+        inputs |= {f"x{at}": fp16(1, 2, 1, size), f"past{at}": fp16(1, 2, 5, size)}
+
+    def build(**given: Any) -> list[Any]:
+        outs: list[Any] = []
+        for at in (0, 1):
+            x = given[f"x{at}"]
+            whole = mb.concat(values=[given[f"past{at}"], x], axis=2, name=f"whole{at}")
+            mixed = mb.scaled_dot_product_attention(query=x, key=whole, value=whole, attn_mask=given["mask"])
+            outs += [whole, mixed]
+        return outs
+
+    made = load(program_of(build, **inputs))
+    told = "is (1, 2, 6, 3), but another cached tensor is (1, 2, 6, 4)"
+    assert declined(made.clone()) == [("whole1", told)]
+    assert len(signature(made, layout="per-layer").slots) == 2
+
+
 @pytest.mark.parametrize(("window", "ring"), [(1, 1), (31, 31), (32, 32), (33, 64), (64, 64), (65, 96)])
 def test_large_rings_are_multiples_of_32(window: int, ring: int) -> None:
     made = small(1, 99, masks=("mask",))
     made.metadata["milopt.sliding_window"] = str(window)
     assert [slot.ring for slot in signature(made, update="ring").slots] == [ring, ring]
+
+
+def test_no_ring_without_a_window() -> None:
+    assert [slot.ring for slot in signature(small(3, 5), update="ring").slots] == [0, 0]
 
 
 def test_a_ring_no_shorter_than_the_context_is_none() -> None:
@@ -263,6 +316,17 @@ def test_what_is_computed_over_all_slots(case: str) -> None:
         assert text(made) == before
     else:
         agree(small(extra=extra), context=9)
+
+
+def test_scores_that_are_made_of_each_other_twice() -> None:
+    """Each is looked at once."""
+
+    def doubled(x: Any) -> Any:
+        for _ in range(24):
+            x = mb.add(x=x, y=x)
+        return mb.reduce_max(x=x, axes=[3])
+
+    assert KvToState(context=9).run(small(extra=scored(doubled)))
 
 
 # --- columns that also leave otherwise

@@ -50,6 +50,14 @@ def test_what_is_computed(case: str) -> None:
     agree(build(), **options)
 
 
+def test_one_token_needs_no_choice() -> None:
+    """Wherever the slots are, it goes to its slot as it is."""
+    for perm in ((0, 1, 2, 3), (0, 1, 3, 2), (0, 2, 1, 3)):
+        made = small(1, perm=perm)
+        assert KvToState(update="mask").run(made)
+        assert not [line for line in named(made) if "_placed" in line or "_placing" in line or "maximum" in line]
+
+
 def test_names_that_are_taken() -> None:
     def extra(args: dict[str, Any], found: dict[str, Any]) -> list[Any]:
         return [mb.relu(x=args["x"], name="key_cache_read"), args["x"]]

@@ -99,14 +99,18 @@ def _(x: Tensor, begin: Ints, size: Ints) -> Tensor:
 
 
 @slicing("split", moves=True, shares="x")
-def _(x: Tensor, axis: int, num_splits: int | None = None, split_sizes: Ints | None = None) -> tuple[Tensor, ...]:
+def _(
+    x: Tensor, axis: int, num_splits: int | None = None, split_sizes: Ints | None = None
+) -> Tensor | tuple[Tensor, ...]:
     if split_sizes is not None:
-        return torch.split(x, list(split_sizes), axis)
-    if num_splits is None:
+        parts = torch.split(x, list(split_sizes), axis)
+    elif num_splits is None:
         raise ValueError("neither num_splits nor split_sizes is given")
-    if x.shape[axis] % num_splits:
+    elif x.shape[axis] % num_splits:
         raise ValueError(f"num_splits {num_splits} does not divide {x.shape[axis]}")
-    return torch.split(x, x.shape[axis] // num_splits, axis)
+    else:
+        parts = torch.split(x, x.shape[axis] // num_splits, axis)
+    return parts if len(parts) > 1 else parts[0]
 
 
 @slicing("sliding_windows", moves=True, shares="x")
