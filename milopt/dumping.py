@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from milopt.errors import MiloptError
+from milopt.files import whole_file
 from milopt.package import Model
 from milopt.pipeline import Pass, Pipeline
 from milopt.reports import Report
@@ -53,10 +54,8 @@ class Dump:
 
     def _write(self, name: str, model: Model) -> None:
         path = self.folder / f"{len(self.written):02d}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}.mil"
-        try:
-            path.write_text(text(model, weights="hash"), encoding="utf-8")
-        except OSError as error:
-            raise MiloptError(f"can't write {path}: {error.strerror}") from error
+        with whole_file(path) as file:
+            file.write(text(model, weights="hash").encode())
         self.written.append(path)
 
 

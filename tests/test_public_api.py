@@ -89,6 +89,11 @@ def test_help_needs_no_torch() -> None:
     assert run(code) == (0, "")
 
 
+def test_ctrl_c_is_heard_before_typer_is_imported() -> None:
+    code = "import sys, milopt.cli\nassert not {'typer', 'rich', 'click'} & set(sys.modules)"
+    assert run(code) == (0, "")
+
+
 def test_coremltools_start_up_warnings_stay_away() -> None:
     code = "import milopt.package, sys; from milopt.cli import main; sys.exit(main(['passes']))"
     assert run(code) == (0, "")

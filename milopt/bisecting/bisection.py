@@ -11,6 +11,7 @@ from milopt.bisecting.trying import Outcome
 from milopt.errors import MiloptError
 from milopt.mil import is_constant_like, operations
 from milopt.package import Model
+from milopt.package.publishing import published
 from milopt.pipeline import Pass
 from milopt.reporting import verdict_dict
 from milopt.rewrites import Rewrite
@@ -19,7 +20,8 @@ from milopt.verify import Verdict
 
 __all__ = ["Bisection", "check_folder", "op_count"]
 
-_FILES = ("before.mlpackage", "after.mlpackage", "before.mil", "after.mil", "reproduce.py")
+_SCRIPT_FILE = "reproduce.py"
+_FILES = ("before.mlpackage", "after.mlpackage", "before.mil", "after.mil", _SCRIPT_FILE)
 _LONGEST = 40  # lines of a program in a message
 
 _SCRIPT = '''\
@@ -146,15 +148,19 @@ class Bisection:
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write both programs, as packages and as text, and the script. The folder, which is returned, must be new.
 
-        With ``overwrite`` an earlier reproduction there is replaced. MiloptError where there is something else.
+        It appears whole or not at all. With ``overwrite`` an earlier reproduction there is replaced. MiloptError where
+        there is something else.
         """
         target = Path(folder)
         check_folder(target, overwrite=overwrite)
-        target.mkdir(parents=True, exist_ok=True)
-        for name, model in (("before", self.before), ("after", self.after)):
-            model.save(target / f"{name}.mlpackage", overwrite=overwrite)
-            (target / f"{name}.mil").write_text(text(model), encoding="utf-8")
-        (target / "reproduce.py").write_text(self.script(), encoding="utf-8")
+        if target.is_dir() and not any(target.iterdir()):
+            target.rmdir()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with published(target, overwrite=overwrite, marker=_SCRIPT_FILE, suffix="", what="reproduction") as fresh:
+            for name, model in (("before", self.before), ("after", self.after)):
+                model.save(fresh / f"{name}.mlpackage")
+                (fresh / f"{name}.mil").write_text(text(model), encoding="utf-8")
+            (fresh / _SCRIPT_FILE).write_text(self.script(), encoding="utf-8")
         return target
 
 

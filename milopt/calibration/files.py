@@ -20,6 +20,7 @@ import numpy as np
 
 from milopt.calibration.statistics import Moments, Statistics
 from milopt.errors import MiloptError
+from milopt.files import whole_file
 
 __all__ = ["read", "write"]
 
@@ -31,7 +32,7 @@ _TYPES: dict[str, np.dtype[Any]] = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4
 
 
 def write(statistics: Statistics, path: Path) -> None:
-    """The tensors with the widest elements first, so that all are aligned."""
+    """The tensors with the widest elements first, so that all are aligned. The file appears whole or not at all."""
     arrays = sorted(_arrays(statistics), key=lambda each: -each[1].itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": _FORMAT, "shared": json.dumps(_shared(statistics))}}
     end = 0
@@ -41,14 +42,11 @@ def write(statistics: Statistics, path: Path) -> None:
         end += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    try:
-        with path.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for _, array in arrays:
-                elements: Any = np.ascontiguousarray(array)
-                file.write(elements.reshape(-1).view(np.uint8))
-    except OSError as error:
-        raise MiloptError(f"{path} can't be written: {error.strerror}") from None
+    with whole_file(path) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for _, array in arrays:
+            elements: Any = np.ascontiguousarray(array)
+            file.write(elements.reshape(-1).view(np.uint8))
 
 
 def _shared(statistics: Statistics) -> dict[str, str]:

@@ -79,10 +79,9 @@ def calibrate(
         raise MiloptError("calibrate runs on --text or on --arrays: give one of them")
     if text and function is not None:
         raise MiloptError("--function goes with --arrays; text is fed to whichever function takes so many tokens")
-    if (destination.is_symlink() or destination.exists()) and not force:
-        raise MiloptError(f"{destination} exists; give --force to replace it")
-    if not destination.absolute().parent.is_dir():
-        raise MiloptError(f"{destination}: the folder {destination.absolute().parent} does not exist")
+    from milopt.cli.writing import check_file
+
+    check_file(destination, force=force)
     from milopt.calibration.calibrating import collect
     from milopt.calibration.sensitivity import measure
     from milopt.cli.console import steps

@@ -126,6 +126,7 @@ class _Talk:
 
 
 def _converse(talk: _Talk) -> None:
+    from milopt.cli import signals
     from milopt.cli.console import complain
     from milopt.errors import MiloptError
 
@@ -141,6 +142,7 @@ def _converse(talk: _Talk) -> None:
             try:
                 talk.say(line)
             except KeyboardInterrupt:
+                signals.asked.forget()
                 print("(stopped)", file=sys.stderr, flush=True)
             except MiloptError as error:  # a turn that does not fit: the conversation goes on without it
                 complain(str(error))

@@ -6,16 +6,17 @@ import json
 import math
 import os
 import re
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from milopt.errors import MiloptError
+from milopt.files import remove_folder, whole_file
 
 __all__ = ["Files", "check_file", "plain", "write_arrays"]
 
@@ -39,7 +40,19 @@ class Files:
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Write each value as its suffix says: an array, a PIL image, or plain values for JSON."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        made = [each for each in (self._folder, *self._folder.parents) if not each.exists()]
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._fill(values)
+        except BaseException as error:
+            for each in made:
+                with suppress(OSError):  # one that holds something stays
+                    each.rmdir()
+            if isinstance(error, OSError):
+                raise MiloptError(f"can't write {self._folder}: {error.strerror or error}") from error
+            raise
+
+    def _fill(self, values: Mapping[str, Any]) -> None:
         hidden = Path(tempfile.mkdtemp(prefix=".milopt-", dir=self._folder))
         try:
             for name, path in self.paths.items():
@@ -47,7 +60,7 @@ class Files:
             for path in self.paths.values():
                 os.replace(hidden / path.name, path)
         finally:
-            shutil.rmtree(hidden)
+            remove_folder(hidden)
 
 
 def check_file(path: Path, *, force: bool, folder: bool = True) -> None:
@@ -65,23 +78,10 @@ def check_file(path: Path, *, force: bool, folder: bool = True) -> None:
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """An ``.npz`` file with these arrays, whole or not at all."""
-    handle, name = tempfile.mkstemp(prefix=".milopt-", dir=path.absolute().parent)
-    os.close(handle)
-    try:
-        with zipfile.ZipFile(name, "w") as archive:
-            for each, array in arrays.items():
-                with archive.open(f"{each}.npy", "w", force_zip64=True) as stream:
-                    np.lib.format.write_array(stream, np.asarray(array), allow_pickle=False)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with whole_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for each, array in arrays.items():
+            with archive.open(f"{each}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, np.asarray(array), allow_pickle=False)
 
 
 def _nearest(folder: Path) -> Path:

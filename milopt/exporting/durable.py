@@ -21,11 +21,15 @@ FINDER = ".DS_Store"
 def write_atomically(file: Path, text: str) -> None:
     """The file holds the old text or the new one, and the new one is on the disk when this returns."""
     fresh = file.with_name(f".{file.name}.new")
-    with fresh.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(fresh, file)
+    try:
+        with fresh.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(fresh, file)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
     sync_folder(file.parent)
 
 

@@ -96,6 +96,10 @@ def _lowered(traced: Traced, precision: Precision, attached: Attached | None) ->
             raise
         except Exception as problem:  # coremltools raises what its converters happen to meet
             reason = next(iter(str(problem).strip().splitlines()), "")
+            if "[MIL FileWriter]" in reason:  # its weights, which it writes beside its specification
+                raise ConversionError(
+                    f"coremltools can't write its weights to {folder}: is the disk full?"
+                ) from problem
             raise ConversionError(
                 f"coremltools can't convert {type(traced.wrapper.model).__name__}: {type(problem).__name__}: {reason}"
             ) from problem

@@ -12,12 +12,12 @@ import fcntl
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from milopt.errors import PackageError
+from milopt.files import remove_folder
 from milopt.package.container import MANIFEST
 from milopt.package.exchanging import exchange
 
@@ -53,7 +53,7 @@ def published(
         raise PackageError(f"can't write {path}: {error.strerror or error}") from error
     finally:
         if fresh != path:
-            shutil.rmtree(fresh, ignore_errors=True)
+            remove_folder(fresh)
         if lock >= 0:
             os.close(lock)
 
@@ -124,10 +124,10 @@ def _clean(path: Path) -> None:
     """Remove what killed saves to ``path`` left behind."""
     for each in [*_left(path, "new")]:
         if not _is_held(each):
-            shutil.rmtree(each, ignore_errors=True)
+            remove_folder(each)
     if path.exists():
         for each in [*_left(path, "old")]:
-            shutil.rmtree(each, ignore_errors=True)
+            remove_folder(each)
 
 
 def _swap(fresh: Path, path: Path) -> None:
@@ -151,7 +151,7 @@ def _replace(fresh: Path, path: Path) -> None:
         raise
     finally:
         if path.exists():
-            shutil.rmtree(aside, ignore_errors=True)
+            remove_folder(aside)
 
 
 def _sync(folder: Path) -> None:

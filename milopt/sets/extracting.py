@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from milopt.files import whole_file
 from milopt.package import Model
 from milopt.sets.deployment import Table
 from milopt.sets.dividing import chunk
@@ -50,15 +50,7 @@ def save_table(table: Table, file: str | os.PathLike[str]) -> Path:
     path = Path(file)
     if path.suffix != ".npy":
         raise SetError(f"{path}: the name of a table ends in .npy")
-    handle, name = tempfile.mkstemp(prefix=".milopt-", suffix=".npy", dir=path.absolute().parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            rows = np.ascontiguousarray(table.array, dtype=table.array.dtype.newbyteorder("<"))
-            np.lib.format.write_array(stream, rows, allow_pickle=False)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with whole_file(path) as stream:
+        rows = np.ascontiguousarray(table.array, dtype=table.array.dtype.newbyteorder("<"))
+        np.lib.format.write_array(stream, rows, allow_pickle=False)
     return path

@@ -23,7 +23,7 @@ from milopt.pipeline import Pass, Pipeline
 from milopt.rewrites import Rewrites
 from milopt.text import text
 from tests.bisecting.rules import Careless, Mixed, Plain, Right, chain
-from tests.cli.support import WrongPass
+from tests.cli.support import WrongPass, contents
 from tests.package.support import program_of
 from tests.verify.decoders import Decoder
 
@@ -236,3 +236,22 @@ def test_nothing_is_overwritten_by_surprise(tmp_path: Path) -> None:
         found.save(folder, overwrite=True)
     with pytest.raises(MiloptError, match="is no folder"):
         found.save(folder / "notes.txt")
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "replaced"])
+def test_a_reproduction_is_written_whole_or_not_at_all(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = found_in(chain(), Mixed())
+    if there:
+        found.save(tmp_path / "found")
+    before = contents(tmp_path)
+
+    def interrupted(_: Bisection) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bisection, "script", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        found.save(tmp_path / "found", overwrite=there)
+    assert contents(tmp_path) == before
+    assert [each.name for each in tmp_path.iterdir()] == ["found"] * there

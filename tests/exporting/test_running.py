@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from milopt.exporting import ExportError
+from milopt.exporting import ExportError, durable, running
 from milopt.exporting.durable import locked
 from milopt.exporting.running import Outcome, Tell
+from milopt.package.exchanging import exchange
 from tests.exporting.counting import FOLDERS, quietly, run, steps, tree
 from tests.exporting.killing import Killer
 
@@ -86,6 +88,46 @@ def test_a_finished_set_is_replaced_only_if_asked_to(root: Path, tmp_path: Path)
     assert told[2] == "2-two/inner/text is another than it was"
     run(tmp_path / "other", "aBcd")
     assert tree(root) == tree(tmp_path / "other")
+
+
+@pytest.mark.parametrize("exchanged", [True, False], ids=["exchanged", "renamed"])
+def test_a_finished_set_stays_until_the_new_one_is_there(
+    exchanged: bool, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, rename = tree(root / "set"), Path.rename
+
+    def renamed(one: Path, other: Path) -> Path:
+        if one.name == ".set.new":
+            raise KeyboardInterrupt
+        return rename(one, other)
+
+    def swapped(one: Path, other: Path) -> bool:
+        if exchanged and other.name == "set":
+            raise KeyboardInterrupt
+        return exchanged and exchange(one, other)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "exchange", swapped)
+        patched.setattr(Path, "rename", renamed)
+        with pytest.raises(KeyboardInterrupt):
+            run(root, "aBcd", force=True)
+    assert tree(root / "set") == before
+    assert [each.name for each in root.iterdir() if each.name.startswith(".")] == []
+    run(root, "aBcd", force=True)
+    run(tmp_path / "other", "aBcd")
+    assert tree(root) == tree(tmp_path / "other")
+
+
+def test_a_journal_that_finds_no_room_leaves_the_old_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = tree(root)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        durable.write_atomically(root / "export.json", "{}")
+    assert tree(root) == before
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
