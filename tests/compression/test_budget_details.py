@@ -43,7 +43,7 @@ def chain(count: int = 2, *, opset: Any = target.iOS18) -> Program:
 
 
 def budgeted(program: Program, **options: Any) -> CompressionReport:
-    return compressed(Budget(**{"min_elements": 256, **options}), program)[1]
+    return compressed(Budget(min_elements=256, **options), program)[1]
 
 
 @pytest.mark.parametrize(

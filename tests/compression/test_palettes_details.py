@@ -232,7 +232,7 @@ def test_errors_of_scaled_numbers_count_with_the_squares_of_their_scales(monkeyp
 
 def test_indices_are_chosen_again_for_entries_that_are_integers() -> None:
     given, mixed = rows(), np.random.default_rng(1).standard_normal((6, 6))
-    products = mixed @ mixed.T
+    products: Any = mixed @ mixed.T
     found = encode_palette(given, 2, False, None, products, True)
     steps = found.tensors["lut_scale"][0].reshape(2, 1).astype(np.float32)
     entries = (found.tensors["lut"][0].reshape(2, 4) * steps).astype(F16)
@@ -245,7 +245,7 @@ def test_vectors_of_several_tables() -> None:
     rng = np.random.default_rng(2)
     vectors: Any = rng.permutation(16).astype(F16).reshape(2, 4, 2)
     chosen = rng.integers(0, 4, (2, 3, 2, 5))  # tables, outer, vectors of a group, inner
-    given = np.stack([table[each] for table, each in zip(vectors, chosen, strict=True)])
+    given: Any = np.stack([table[each] for table, each in zip(vectors, chosen, strict=True)])
     given = given.transpose(0, 1, 2, 4, 3).reshape(2, 3, 4, 5)
     found = encode_vectors(given, 2, 2)
     assert (found.error, found.wrong) == (0.0, 0)
