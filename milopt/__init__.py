@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from milopt.matching import Match
     from milopt.metrics import Exact, Lossy
     from milopt.package import Model, load
-    from milopt.pattern import Const, Ops, Scalar, Value
+    from milopt.pattern import Const, Ops, Scalar, Value, Values, Weight
     from milopt.pipeline import Pass, Pipeline, RulePass
     from milopt.prediction import Predictor, predict
     from milopt.reports import NoMatch, Report, require
@@ -59,7 +59,9 @@ __all__ = [
     "Scalar",
     "Session",
     "Value",
+    "Values",
     "Verdict",
+    "Weight",
     "apply",
     "bisect",
     "compare",
@@ -90,7 +92,7 @@ _HOMES = {
     "matching": ("Match",),
     "metrics": ("Exact", "Lossy"),
     "package": ("Model", "load"),
-    "pattern": ("Const", "Ops", "Scalar", "Value"),
+    "pattern": ("Const", "Ops", "Scalar", "Value", "Values", "Weight"),
     "pipeline": ("Pass", "Pipeline", "RulePass"),
     "prediction": ("Predictor", "predict"),
     "reports": ("NoMatch", "Report", "require"),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from milopt.engine.counters import Counters
+from milopt.errors import PassError
 from milopt.mil import (
     Block,
     Operation,
@@ -16,6 +17,7 @@ from milopt.mil import (
     flat,
     mb,
     new_ops,
+    op_inputs,
     opset_of,
     preceding,
     remove_ops,
@@ -33,7 +35,8 @@ class Builder:
     An attribute is a MIL op type; calling it builds one and returns its output (a tuple where it has several). Inputs
     may be values, numbers, strings or numpy arrays. New ops get unique names derived from the anchor's, and its scopes;
     they stand before ``before``, which is the anchor itself unless given. What MIL's type inference refuses, or the
-    function's opset does not have, becomes a :class:`NoMatch`, so that the rewrite is taken back.
+    function's opset does not have, becomes a :class:`NoMatch`, so that the rewrite is taken back; PassError where the
+    op has no such input in any opset.
     """
 
     def __init__(self, anchor: Operation, taken: set[str], before: Operation | None = None) -> None:
@@ -57,6 +60,9 @@ class Builder:
     def _build(self, op_type: str, inputs: dict[str, Any]) -> Any:
         if (first := first_opset(op_type)) is not None:
             require_opset(opset_of(self.anchor), first)
+        known = op_inputs(op_type) or {}
+        if wrong := [each for each in inputs if known and each not in known and each != "name"]:
+            raise PassError(f"{op_type} has no input {wrong[0]!r}; its inputs are: {', '.join(known)}")
         since = preceding(self.before)
         name = self.unique(inputs.pop("name", f"{self.anchor.name}_{op_type}"))
         given = {var: len(var.child_ops) for value in inputs.values() for var in _values(value)}

@@ -169,5 +169,5 @@ def _kind_of(parameter: inspect.Parameter) -> tuple[type[Variable], bool]:
     names = [each.strip().rpartition(".")[2] for each in re.split(r"\|", text)]
     kind = names[0]
     if kind not in KINDS or names[1:] not in ([], ["None"]):
-        raise PatternError(f"{parameter.name}: a pattern variable is a Value, a Scalar or a Const, not {text}")
+        raise PatternError(f"{parameter.name}: a pattern variable is one of {', '.join(KINDS)}, not {text}")
     return KINDS[kind], len(names) > 1

@@ -10,12 +10,13 @@ from typing import Any, Generic, TypeVar
 from milopt.building import Builder
 from milopt.engine.driver import Driver
 from milopt.engine.index import Index
+from milopt.errors import PassError
 from milopt.matching import Match
 from milopt.mil import Program, flat
 from milopt.pattern import Ops
 from milopt.reports import Report
 
-__all__ = ["Rule", "apply"]
+__all__ = ["Rule", "apply", "rules_of"]
 
 Facts = TypeVar("Facts")
 
@@ -47,15 +48,29 @@ class Rule(ABC, Generic[Facts]):
         """
 
 
+def rules_of(given: Rule[Any] | Sequence[Rule[Any]]) -> tuple[Rule[Any], ...]:
+    """One rule or several as a tuple. Raises PassError for anything else, a class that was not called among it."""
+    several: tuple[Any, ...] = flat(given)
+    for each in several:
+        if isinstance(each, type) and issubclass(each, Rule):
+            raise PassError(f"{each.__name__} is a class of rules: write {each.__name__}()")
+        if not isinstance(each, Rule):
+            raise PassError(f"{each!r} is no milopt.Rule")
+    return several
+
+
 def apply(rules: Rule[Any] | Sequence[Rule[Any]], model: Any, *, function: str | None = None) -> Report:
     """Apply rules wherever they match, in every function and nested block, until none does.
 
     ``model`` is a :class:`milopt.Model` or a PyMIL program, and is changed in place. A rewrite that is refused at any
     moment leaves the program as it was, to the names that coremltools would give next. Raises PatternError where a
-    rule's pattern is wrong, PassError when rules keep firing without end: it names them.
+    rule's pattern is wrong, PassError when rules keep firing without end: it names them; or where there is no such
+    function.
     """
-    several: tuple[Rule[Any], ...] = flat(rules)
+    several = rules_of(rules)
     program: Program = getattr(model, "program", model)
+    if function is not None and function not in program.functions:
+        raise PassError(f"no function {function!r}; this model has: {', '.join(program.functions)}")
     report = Report(" + ".join(rule.name for rule in several))
     start = time.perf_counter()
     index = Index(several)

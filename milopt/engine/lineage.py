@@ -16,6 +16,7 @@ __all__ = ["Lineage"]
 _AT_ONE_PLACE = 100
 _FOR_EACH_OP = 100
 _REMEMBERED = 8  # rules that are named
+_LONGEST = 60  # characters of a name: new names are made of old ones, so that a chain of them is long
 
 
 @dataclass(frozen=True)
@@ -56,5 +57,7 @@ class Lineage:
 
     def _stop(self, age: _Age, bound: str, made: list[Operation]) -> None:
         rules = ", ".join(dict.fromkeys(age.rules))
-        place = f", the last at {place_of(made[-1])!r}" if made else ""
+        name = place_of(made[-1]) if made else ""
+        short = name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..."
+        place = f", the last at {short!r}" if made else ""
         raise PassError(f"{rules}: still changing function {self._function!r} after {bound}{place}")

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from milopt.errors import MiloptError
 from milopt.explaining.excerpts import Excerpts
@@ -16,12 +17,13 @@ from milopt.package import Model, load
 from milopt.pipeline import Pass, Pipeline
 from milopt.reports import Miss, Report
 from milopt.rewrites import Rewrites
+from milopt.rules import Rule, apply, rules_of
 
 __all__ = ["explain"]
 
 
 def explain(
-    what: str | Pass | Pipeline,
+    what: str | Pass | Pipeline | Rule[Any] | Sequence[Rule[Any]],
     model: str | os.PathLike[str] | Model | Program,
     op: str | None = None,
     *,
@@ -31,9 +33,10 @@ def explain(
     """What a pass would do to ``model``, which stays as it is, and why it leaves the rest alone.
 
     ``what`` is a pass or its text; of several (``"canonicalize,fuse-sdpa"``) the last is explained, on what the others
-    leave. ``op`` asks about one op or value by name: then every rule that was tried at it, or whose match it was part
-    of, tells. ``function`` limits the pass to one function, ``most`` the number of places told of.
-    :class:`~milopt.errors.MiloptError`, with near names, for a name that the model does not have.
+    leave. A rule, or several that are applied together, will do too. ``op`` asks about one op or value by name: then
+    every rule that was tried at it, or whose match it was part of, tells. ``function`` limits the pass to one function,
+    ``most`` the number of places told of. :class:`~milopt.errors.MiloptError`, with near names, for a name that the
+    model does not have.
     """
     *earlier, last = _passes(what)
     work = load(model).clone()
@@ -53,8 +56,25 @@ def explain(
         return _Answer(last, report, rewrites, before, after, most).about(op, function)
 
 
-def _passes(what: str | Pass | Pipeline) -> tuple[Pass, ...]:
+@dataclass(frozen=True)
+class _Rules(Pass):
+    """Rules that are part of no pass yet."""
+
+    name: ClassVar[str] = "the rules"
+
+    given: tuple[Rule[Any], ...]
+
+    def run(self, model: Model) -> Report:
+        return apply(self.given, model)
+
+    def __str__(self) -> str:
+        return " + ".join(each.name for each in self.given)
+
+
+def _passes(what: str | Pass | Pipeline | Rule[Any] | Sequence[Rule[Any]]) -> tuple[Pass, ...]:
     pipeline = Pipeline.parse(what) if isinstance(what, str) else what
+    if not isinstance(pipeline, (Pass, Pipeline)):
+        return (_Rules(rules_of(pipeline)),)
     passes = pipeline.passes if isinstance(pipeline, Pipeline) else (pipeline,)
     if not passes:
         raise MiloptError("there is no pass to explain: the pipeline is empty")

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
+import numpy as np
 from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
 
 from milopt.errors import EvaluationError, UnsupportedOps
 from milopt.metrics import Exact, Metric
-from milopt.mil import Program, flat, is_dead, operations
+from milopt.mil import Program, is_dead, operations
 from milopt.package import Model, load
 from milopt.pipeline import Pass
-from milopt.reports import Report
-from milopt.rules import Rule, apply
+from milopt.reports import Miss, Report
+from milopt.rules import Rule, apply, rules_of
 from milopt.testing.notes import note_of
 from milopt.testing.sourcing import ops_of, script_of
 from milopt.text import text
@@ -43,6 +47,9 @@ def check_rule(
     did, it is not. A rule that never fires fails too, unless ``must_fire`` is false: the test would be vacuous.
     ``metric`` is :class:`~milopt.metrics.Exact` by default. A failure is shrunk to few ops; its message ends with a
     script that repeats it.
+
+    A rule that takes a rounded number for the one it stands for, 0.707 in fp16 for the root of 1/2, is not exact
+    there: draw programs of ``dtypes=("fp32",)``, or give a :class:`~milopt.metrics.Lossy`.
     """
     _check(_Subject.of(rule, metric), programs, max_examples, must_fire)
 
@@ -68,12 +75,14 @@ class _Subject:
     name: str
     run: Callable[[Model], Report]
     metric: Metric
+    reasons: Counter[str] = field(default_factory=Counter[str])
+    """Why it did not fire, of each program the reason that came nearest."""
 
     @classmethod
     def of(cls, subject: Rule[Any] | Sequence[Rule[Any]] | Pass, metric: Metric | None = None) -> _Subject:
         if isinstance(subject, Pass):
             return cls((subject,), str(subject), subject.run, metric or subject.metric)
-        rules: tuple[Rule[Any], ...] = flat(subject)
+        rules = rules_of(subject)
         name = " + ".join(each.name for each in rules)
         return cls(rules, name, lambda model: apply(rules, model), metric or Exact())
 
@@ -91,7 +100,21 @@ def _check(subject: _Subject, programs: st.SearchStrategy[Program], max_examples
     if not any(fired):
         raise AssertionError(
             f"vacuous: {subject.name} never fired in {len(fired)} programs; draw programs that it applies to"
+            f"{_why(subject.reasons)}"
         )
+
+
+# how many reasons a vacuous test tells
+_TOLD = 3
+
+
+def _told_of(miss: Miss) -> str:
+    return f"{miss.reason} ({PurePath(miss.source).name})" if miss.source else miss.reason
+
+
+def _why(reasons: Counter[str]) -> str:
+    told = [f"  {count} times: {reason}" for reason, count in reasons.most_common(_TOLD)]
+    return "\n".join(["; it stayed away because", *told]) if told else ""
 
 
 def _tried(subject: _Subject, programs: st.SearchStrategy[Program], max_examples: int) -> list[bool]:
@@ -115,7 +138,14 @@ def _tried(subject: _Subject, programs: st.SearchStrategy[Program], max_examples
         except EvaluationError:
             reject()  # MIL's type inference lets programs pass that can't run
 
-    check()
+    try:
+        with np.errstate(all="ignore"):  # coremltools computes constants as it draws: 1 / 0 is no news there
+            check()
+    except Unsatisfiable:
+        raise AssertionError(
+            f"no program could be drawn for {subject.name}: MIL refuses all that were tried; "
+            "strategies.matching takes `values` to make what it can't find"
+        ) from None
     return fired
 
 
@@ -139,6 +169,8 @@ def _found(subject: _Subject, program: Program) -> bool:
     after = text(model, weights="hash")
     if not report:
         assert after == before, f"{subject.name} reports no change, but the program is now\n{after}it was\n{before}"
+        if nearest := report.nearest(1) or [*report.all_misses()][:1]:
+            subject.reasons[_told_of(nearest[0])] += 1
         return False
     assert after != before, f"{subject.name} reports a change, but the program is still\n{before}"
     metric = report.metric or subject.metric

@@ -111,7 +111,7 @@ def _channels(draw: Draw, name: str, given: Given) -> Shape | None:
 
 def _normalized(draw: Draw, name: str, given: Given) -> Shape | None:
     x, axes = _first(given, "x"), given.get("axes")
-    if x is None or name == "x" or axes is None or isinstance(axes, Var):
+    if not x or name == "x" or axes is None or isinstance(axes, Var):
         return None
     return tuple(x[axis] for axis in sorted(int(each) % len(x) for each in flat(axes)))
 
@@ -120,6 +120,25 @@ def _gather(draw: Draw, name: str, given: Given) -> Shape | None:
     if name == "indices":
         return tuple(_number(draw, 1, 3) for _ in range(_number(draw, 0, 2)))
     return tuple(_number(draw, 1, 4) for _ in range(_number(draw, 1, 3)))
+
+
+def _einsum(draw: Draw, name: str, given: Given) -> Shape | None:
+    """What the next term of the equation has letters for; a letter is one size wherever it stands."""
+    equation = given.get("equation")
+    if not isinstance(equation, str):
+        return None
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    members = [shape_of(var) for key, var in given.items() if key.startswith("_")]
+    if len(members) >= len(terms):
+        return None
+    sizes = {
+        letter: dim
+        for term, shape in zip(terms, members, strict=False)
+        for letter, dim in zip(term, shape, strict=False)
+    }
+    for letter in terms[len(members)]:
+        sizes.setdefault(letter, _number(draw, 1, 4))
+    return tuple(sizes[letter] for letter in terms[len(members)])
 
 
 def _alike(draw: Draw, name: str, given: Given) -> Shape | None:
@@ -137,6 +156,7 @@ _SHAPES: dict[str, Callable[[Draw, str, Given], Shape | None]] = {
     "prelu": _channels,
     "layer_norm": _normalized,
     "gather": _gather,
+    "einsum": _einsum,
     "select": _alike,
     "concat": _alike,
     "stack": _alike,
@@ -180,6 +200,25 @@ def _end(draw: Draw, x: Shape) -> list[int]:
     return [1 if is_symbolic(dim) else int(dim) for dim in x]
 
 
+def _size(draw: Draw, x: Shape, begin: Any) -> list[int]:
+    """How much of ``x`` is taken from ``begin`` on; -1 is the rest."""
+    starts = np.zeros(len(x), np.int64) if begin is None else np.resize(np.asarray(begin), len(x))
+    rooms = [1 if is_symbolic(dim) else max(int(dim) - int(start), 1) for dim, start in zip(x, starts, strict=True)]
+    return [draw(st.sampled_from([-1, room, _number(draw, 1, room)])) for room in rooms]
+
+
+def _split_sizes(draw: Draw, x: Shape, axis: Any) -> list[int]:
+    at = _axis_of(draw, len(x)) if axis is None else int(axis)
+    whole = 1 if not -len(x) <= at < len(x) or is_symbolic(x[at]) else int(x[at])
+    first = _number(draw, 1, whole)
+    return [first, whole - first] if first < whole else [whole]
+
+
+def _known(given: Given, name: str) -> Any:
+    value = given.get(name)
+    return value.val if isinstance(value, Var) else value
+
+
 SETTINGS: dict[str, Callable[[Draw, Shape], Any]] = {
     "axes": _axes,
     "axis": lambda draw, x: _axis_of(draw, len(x)),
@@ -190,6 +229,7 @@ SETTINGS: dict[str, Callable[[Draw, Shape], Any]] = {
     "exclusive": lambda draw, x: draw(st.booleans()),
     "interleave": lambda draw, x: draw(st.sampled_from([False, False, True])),
     "keep_dims": lambda draw, x: draw(st.booleans()),
+    "kernel_sizes": lambda draw, x: [_number(draw, 1, 2) for _ in x[2:]] or None,
     "pad": lambda draw, x: [_number(draw, 0, 1) for _ in range(2 * max(len(x) - 2, 1))],
     "pad_type": lambda draw, x: draw(st.sampled_from(["valid", "same"])),
     "perm": _perm,
@@ -205,9 +245,15 @@ SETTINGS: dict[str, Callable[[Draw, Shape], Any]] = {
 def setting_for(draw: Draw, op_type: str, name: str, given: Given) -> Any:
     """A value for a parameter that a pattern leaves open; ``None`` leaves it at its default."""
     var = next((each for value in given.values() for each in flat(value) if isinstance(each, Var)), None)
-    if name not in SETTINGS or var is None or not shape_of(var):
+    if var is None or not shape_of(var):
         return None
     x = shape_of(var)
+    if op_type == "slice_by_size" and name == "size":
+        return _size(draw, x, _known(given, "begin"))
+    if op_type == "split" and name == "split_sizes":
+        return _split_sizes(draw, x, _known(given, "axis"))
+    if name not in SETTINGS:
+        return None
     if op_type == "expand_dims" and name == "axes":
         x = (*x, 1)
         return [_axis_of(draw, len(x))]

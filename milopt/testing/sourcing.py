@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from typing import Any
@@ -154,10 +156,16 @@ def _constant(var: Var) -> str:
 def maker_of(subject: Any) -> tuple[str, str]:
     """``(import, expression)`` that make an equal rule or pass; the import is empty where there is none to make it."""
     cls: type[Any] = subject.__class__
-    if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
-        return "", f"{cls.__name__}()"
-    text = repr(subject) if is_dataclass(subject) else f"{cls.__qualname__}()"
-    return f"from {cls.__module__} import {cls.__qualname__.partition('.')[0]}", text
+    inner = "<locals>" in cls.__qualname__
+    name = cls.__name__ if inner else cls.__qualname__
+    text = repr(subject).replace(cls.__qualname__, name, 1) if is_dataclass(subject) else f"{name}()"
+    outer = name.partition(".")[0]
+    if inner or not all(map(str.isidentifier, cls.__module__.split("."))):
+        return "", text
+    if cls.__module__ != "__main__":
+        return f"from {cls.__module__} import {outer}", text
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    return ("", text) if file is None else (f"{outer} = runpy.run_path({os.path.abspath(file)!r})[{outer!r}]", text)
 
 
 _SCRIPT = '''\
@@ -166,10 +174,11 @@ _SCRIPT = '''\
 {message}
 """
 
-import sys
+{modules}
 
 {imports}from milopt.testing import holds
 {imported}
+
 
 {build}
 
@@ -187,11 +196,13 @@ def script_of(subjects: tuple[Any, ...], program: Program, title: str, message: 
     makers = [maker_of(each) for each in subjects]
     missing = [expression for imported, expression in makers if not imported]
     imported = dict.fromkeys(each for each, _ in makers if each)
-    lines = [*imported, *(f"# define here, or import: {each}" for each in missing)]
+    lines = sorted(imported, key=lambda line: "runpy" in line)
+    lines += [f"# define here, or import: {each}" for each in missing]
     expressions = [expression for _, expression in makers]
     return _SCRIPT.format(
         title=title.replace('"""', "'''"),
         message=_summary(message).replace('"""', "'''").replace("\\", "/"),
+        modules="import runpy\nimport sys" if any("runpy" in line for line in lines) else "import sys",
         imports=IMPORTS,
         imported="\n".join(lines),
         build=source_of(program),

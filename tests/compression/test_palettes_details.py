@@ -231,8 +231,8 @@ def test_errors_of_scaled_numbers_count_with_the_squares_of_their_scales(monkeyp
 
 
 def test_indices_are_chosen_again_for_entries_that_are_integers() -> None:
-    given, mixed = rows(), np.random.default_rng(1).standard_normal((6, 6))
-    products: Any = mixed @ mixed.T
+    given, mixed = rows(), np.asarray(np.random.default_rng(1).standard_normal((6, 6)))
+    products: Any = np.matmul(mixed, mixed.T)
     found = encode_palette(given, 2, False, None, products, True)
     steps = found.tensors["lut_scale"][0].reshape(2, 1).astype(np.float32)
     entries = (found.tensors["lut"][0].reshape(2, 4) * steps).astype(F16)

@@ -126,7 +126,7 @@ WRONG: dict[Callable[..., Any], str] = {
     unknown_input: "softmax has no input 'axes'; did you mean axis?",
     unsaid_input: "add always has y, of which the pattern says nothing",
     unused_variable: "nothing in the pattern is y",
-    unknown_kind: "x: a pattern variable is a Value, a Scalar or a Const, not int",
+    unknown_kind: "x: a pattern variable is one of Value, Scalar, Const, Weight, Values, not int",
     no_op: "a pattern must return an op",
     one_alternative_is_no_op: "a pattern must return an op",
     nothing: "a pattern must return an op",

@@ -31,6 +31,17 @@ class DoubleRelu(Rule[None]):
         return result
 
 
+class WrongInput(DoubleRelu):
+    """Calls the input of relu what it is not called, behind an op that is right."""
+
+    def pattern(self, op: Ops, /, x: Value) -> Any:
+        return op.relu(x=x)
+
+    def rewrite(self, op: Builder, m: Match, facts: None, /) -> Var:
+        result: Var = op.relu(a=op.tanh(x=m.x))
+        return result
+
+
 class DropUnit(Rule[None]):
     """``x * 1``  ->  ``x``."""
 
@@ -206,6 +217,11 @@ def test_all_functions_or_the_one_named() -> None:
     assert kinds(program) == ["relu"]
 
 
+def test_a_function_that_is_not_there() -> None:
+    with pytest.raises(PassError, match="no function 'nope'; this model has: main"):
+        apply(DoubleRelu(), chain(1), function="nope")
+
+
 def test_nested_blocks() -> None:
     @mb.program(input_specs=[mb.TensorSpec(X), mb.TensorSpec((1,))], opset_version=target.iOS17)
     def program(x: Any, flag: Any) -> Any:
@@ -296,6 +312,14 @@ def test_builder_knows_only_mil_ops() -> None:
     assert anchor is not None
     with pytest.raises(AttributeError, match="MIL has no op 'frobnicate'"):
         Builder(anchor, set()).frobnicate(x=1)
+
+
+def test_builder_knows_the_inputs_of_an_op() -> None:
+    program = chain(1)
+    before = text(program)
+    with pytest.raises(PassError, match="relu has no input 'a'; its inputs are: x"):
+        apply(WrongInput(), program)
+    assert text(program) == before
 
 
 def test_integer_and_string_inputs() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -176,6 +176,14 @@ def test_of_several_passes_the_last_is_explained() -> None:
     assert explain("linear-to-conv", decoder).rewritten == 9
     assert explain("fuse-sdpa,linear-to-conv,fuse-sdpa", decoder).rewritten == 0
     assert explain("canonicalize,linear-to-conv", decoder).subject == "linear-to-conv"
+
+
+def test_a_rule_that_is_in_no_pass_yet() -> None:
+    told = explain(FuseAttention(), attention())
+    assert (told.subject, told.rewritten) == (FuseAttention().name, 1)
+    assert explain([FuseAttention()], attention(sigmoid=True)).rewritten == 0
+    with pytest.raises(PassError, match=r"FuseAttention is a class of rules: write FuseAttention\(\)"):
+        explain(cast("Any", FuseAttention), attention())
 
 
 def test_one_function_of_several() -> None:

@@ -50,6 +50,27 @@ class MulToSquare(Rule[None]):
         return made
 
 
+class WantsTanh(Rule[None]):
+    """``x * tanh(x) -> x``: where nothing is a tanh, it never fires."""
+
+    def pattern(self, op: Ops, x: Value) -> Any:
+        return op.mul(x=x, y=op.tanh(x=x))
+
+    def check(self, m: Match) -> None:
+        return None
+
+    def rewrite(self, op: Builder, m: Match, facts: None) -> Var:
+        x: Var = m.x
+        return x
+
+
+class Unlikely(WantsTanh):
+    """Wants an equation that MIL has no einsum for."""
+
+    def pattern(self, op: Ops, x: Value) -> Any:
+        return op.einsum(values=(x, x), equation="a,a->a")
+
+
 @dataclass(frozen=True)
 class OneMoreRelu(Pass):
     """``relu(x) -> relu(relu(x))`` at the first relu: right, and never done."""

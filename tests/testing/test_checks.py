@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from milopt.errors import PassError
 from milopt.mil import Program, mb
 from milopt.passes.canonical import Canonicalize
 from milopt.testing import check_pass, check_rule
 from milopt.testing import strategies as mil
-from tests.testing.rules import DropAnyMul, DropMulByOne, LeavesDeadOps, Lies, MulToSquare, OneMoreRelu
+from tests.testing.rules import (
+    DropAnyMul,
+    DropMulByOne,
+    LeavesDeadOps,
+    Lies,
+    MulToSquare,
+    OneMoreRelu,
+    Unlikely,
+    WantsTanh,
+)
 
 PRODUCTS = mil.programs(ops={"mul", "relu", "add"}, max_ops=5)
 
@@ -33,6 +44,24 @@ def test_a_wrong_rule_is_found_with_a_small_example() -> None:
 def test_a_rule_that_never_fires_is_vacuous() -> None:
     with pytest.raises(AssertionError, match=r"vacuous: MulToSquare never fired in \d+ programs"):
         check_rule(MulToSquare(), mil.programs(ops={"relu"}), max_examples=20)
+
+
+def test_a_vacuous_test_says_why_the_rule_stayed_away() -> None:
+    programs = mil.programs(ops={"relu", "mul"}, min_ops=2, max_ops=3, dtypes=["fp32"])
+    with pytest.raises(AssertionError, match=r"it stayed away because\n  \d+ times: .*\(rules.py:\d+\)"):
+        check_rule(WantsTanh(), programs, max_examples=20)
+
+
+def test_a_pattern_that_no_program_holds() -> None:
+    with pytest.raises(AssertionError, match="no program could be drawn for Unlikely: MIL refuses all"):
+        check_rule(Unlikely(), mil.matching(Unlikely(), attempts=1, surroundings=False), max_examples=20)
+
+
+def test_what_is_no_rule() -> None:
+    with pytest.raises(PassError, match=r"MulToSquare is a class of rules: write MulToSquare\(\)"):
+        check_rule(cast("Any", MulToSquare), PRODUCTS)
+    with pytest.raises(PassError, match=r"'fuse-sdpa' is no milopt\.Rule"):
+        check_pass(cast("Any", "fuse-sdpa"), PRODUCTS)
 
 
 def test_dead_ops_are_found() -> None:

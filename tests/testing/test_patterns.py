@@ -106,9 +106,34 @@ class Normed(Nothing):
         return op.mul(x=op.layer_norm(x=x, axes=[-1], gamma=gamma, beta=beta, epsilon=...), y=2.0)
 
 
+class SizedSlice(Nothing):
+    def pattern(self, op: Ops, /, x: Value, begin: Const, size: Const) -> Any:
+        return op.slice_by_size(x=op.relu(x=x), begin=begin, size=size)
+
+
+class SplitInParts(Nothing):
+    def pattern(self, op: Ops, /, x: Value, sizes: Const, axis: Scalar) -> Any:
+        return op.split(x=op.relu(x=x), split_sizes=sizes, axis=axis)
+
+
+class Pooled(Nothing):
+    def pattern(self, op: Ops, /, x: Value, kernel: Const) -> Any:
+        return op.max_pool(x=op.relu(x=x), kernel_sizes=kernel, pad_type="valid")
+
+
+class Contracted(Nothing):
+    def pattern(self, op: Ops, /, x: Value, y: Value) -> Any:
+        return op.einsum(values=(x, y), equation="nchw,nwhu->nchu")
+
+
+class NormedResult(Nothing):
+    def pattern(self, op: Ops, /, x: Value, gamma: Weight) -> Any:
+        return op.layer_norm(x=op.relu(x=x), axes=[-1], gamma=gamma)
+
+
 FORMS = [
     Alternatives(), Chained(), Starred(), SecondOutput(), TopValues(), TwoRoots(), AnyWeight(), Convolved(), Sliced(),
-    Integers(), Normed(),
+    Integers(), Normed(), SizedSlice(), SplitInParts(), Pooled(), Contracted(), NormedResult(),
 ]  # fmt: skip
 
 
@@ -343,6 +368,50 @@ def test_a_failure_prints_a_script_that_repeats_it(tmp_path: Path) -> None:
         [sys.executable, str(file)], capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}
     )
     assert (ran.returncode, ran.stdout.strip()) == (0, "refuses, and holds")
+
+
+def test_a_rule_of_a_script_is_found_by_the_script_it_prints(tmp_path: Path) -> None:
+    written = tmp_path / "mine.py"
+    written.write_text(MINE)
+    script = tmp_path / "elsewhere" / "repeat.py"
+    script.parent.mkdir()
+    env = {"PYTHONPATH": str(ROOT)}
+    first = subprocess.run([sys.executable, str(written)], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert "holds(Scaled(by=3.0), build())" in first.stdout, first.stderr
+    script.write_text(first.stdout)
+    again = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=script.parent, env=env)
+    assert again.returncode == 1, again.stderr
+    assert again.stdout.startswith("Scaled: differs: output v0")
+
+
+MINE = """\
+from dataclasses import dataclass
+
+import numpy as np
+
+import milopt
+from milopt.testing import check_rule, strategies
+
+
+@dataclass(frozen=True)
+class Scaled(milopt.Rule):
+    by: float = 2.0
+
+    def pattern(self, op, /, x: milopt.Value):
+        return op.exp(x=x)
+
+    def check(self, m): ...
+
+    def rewrite(self, op, m, facts):
+        return op.mul(x=m.x, y=np.float32(self.by))
+
+
+if __name__ == "__main__":
+    try:
+        check_rule(Scaled(by=3.0), strategies.matching(Scaled(), dtypes=("fp32",)), max_examples=20)
+    except AssertionError as error:
+        print(str(error).partition("a script that repeats it:")[2].strip())
+"""
 
 
 MENDED = """\
