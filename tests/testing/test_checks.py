@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -10,10 +10,11 @@ import pytest
 from hypothesis import strategies as st
 
 from milopt.errors import PassError
-from milopt.mil import Program, mb
+from milopt.mil import Program, Var, mb
 from milopt.passes.canonical import Canonicalize
 from milopt.testing import check_pass, check_rule
 from milopt.testing import strategies as mil
+from milopt.testing.scope import Draw
 from tests.testing.rules import (
     DropAnyMul,
     DropMulByOne,
@@ -62,6 +63,19 @@ def test_what_is_no_rule() -> None:
         check_rule(cast("Any", MulToSquare), PRODUCTS)
     with pytest.raises(PassError, match=r"'fuse-sdpa' is no milopt\.Rule"):
         check_pass(cast("Any", "fuse-sdpa"), PRODUCTS)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_constants_that_coremltools_computes_warn_of_nothing() -> None:
+    """A quotient of two constants is computed where it is drawn, and one of them is 0 now and then."""
+
+    def quotient(draw: Draw, values: Sequence[Var]) -> Var:
+        made: Var = mb.real_div(x=np.ones(2, np.float32), y=np.zeros(2, np.float32))
+        return made
+
+    check_rule(
+        MulToSquare(), mil.programs(ops={"quotient"}, makers={"quotient": quotient}), max_examples=3, must_fire=False
+    )
 
 
 def test_dead_ops_are_found() -> None:

@@ -278,7 +278,7 @@ class LooseHalf(Rule[None]):
 @pytest.mark.parametrize("rule", [ScaleBehindSoftmax(), SoftmaxOfExp(), TransposeTwice()], ids=lambda rule: rule.name)
 def test_wrong_rules_are_found(rule: Rule[Any]) -> None:
     with pytest.raises(AssertionError, match=f"{rule.name}: differs: "):
-        check_rule(rule, mil.matching(rule), max_examples=60)
+        check_rule(rule, mil.matching(rule), max_examples=300)  # few permutations are wrong, and keep the shape
 
 
 def test_a_number_that_is_nearly_right_is_found_by_a_near_miss() -> None:
