@@ -110,7 +110,8 @@ def _(
         raise ValueError(f"num_splits {num_splits} does not divide {x.shape[axis]}")
     else:
         parts = torch.split(x, x.shape[axis] // num_splits, axis)
-    return parts if len(parts) > 1 else parts[0]
+    first, *others = parts
+    return (first, *others) if others else first
 
 
 @slicing("sliding_windows", moves=True, shares="x")
