@@ -69,6 +69,12 @@ class Pipeline:
     passes: tuple[Pass, ...]
 
     def __post_init__(self) -> None:
+        given: tuple[Any, ...] = self.passes
+        for each in given:
+            if isinstance(each, Rule):
+                raise PassError(f"{each.name} is a rule: milopt.apply applies it, a milopt.RulePass makes it a pass")
+            if not isinstance(each, Pass):
+                raise PassError(f"{each!r} is no milopt.Pass; Pipeline.parse reads the text of passes")
         names = [each.name for each in self.passes]
         for earlier, later, says in self.constraints():
             if names.index(earlier) > names.index(later):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -11,6 +13,17 @@ from hypothesis import settings
 # not one that has nothing to do with it. `--hypothesis-profile=default` draws other examples on every run.
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
+
+
+def _not_ours(_path: str) -> bool:
+    return False
+
+
+# Hypothesis also draws numbers that stand in the sources of loaded modules. Which these are depends on the tests that
+# were chosen, and any edit anywhere adds to them: so it is told that none is ours. It has no option for that.
+providers: Any = importlib.import_module("hypothesis.internal.conjecture.providers")
+if hasattr(providers, "is_local_module_file"):
+    providers.is_local_module_file = _not_ours
 
 
 @pytest.fixture(scope="session")

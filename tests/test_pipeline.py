@@ -11,6 +11,7 @@ from milopt.census import op_counts
 from milopt.errors import MiloptError, PassError, VerificationError
 from milopt.metrics import Lossy, Metric
 from milopt.package import Model
+from milopt.passes.attention import FuseAttention
 from milopt.pipeline import DEFAULT, Pass, Pipeline
 from milopt.registry import names, pass_class
 from milopt.reports import Report
@@ -30,6 +31,17 @@ class WrongOnPurpose(WrongPass):
 @pytest.fixture
 def model() -> Model:
     return Decoder().stateless((1,))
+
+
+def test_what_is_no_pass() -> None:
+    given: Any
+    for given, says in (
+        (FuseAttention(), "FuseAttention is a rule: milopt.apply applies it, a milopt.RulePass makes it a pass"),
+        ("fuse-sdpa", "'fuse-sdpa' is no milopt.Pass; Pipeline.parse reads the text of passes"),
+    ):
+        with pytest.raises(PassError) as error:
+            Pipeline((given,))
+        assert str(error.value) == says
 
 
 def test_text() -> None:
