@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -174,7 +175,9 @@ def _found(subject: _Subject, program: Program) -> bool:
         return False
     assert after != before, f"{subject.name} reports a change, but the program is still\n{before}"
     metric = report.metric or subject.metric
-    verdict = compare(original, model, trials=_TRIALS, metric=metric, signature=report.signature)
+    # every program gets numbers of its own: a rule that is wrong for few of them meets those in one of many
+    seed = zlib.crc32(before.encode())
+    verdict = compare(original, model, trials=_TRIALS, seed=seed, metric=metric, signature=report.signature)
     assert verdict, f"{subject.name}: {verdict}\n{before}became\n{after}"
     assert not (left := _dead(model) - dead), f"{subject.name} leaves dead ops: {', '.join(sorted(left))}\n{after}"
     again = _run(subject, model, after)

@@ -275,7 +275,24 @@ class LooseHalf(Rule[None]):
         return made
 
 
-@pytest.mark.parametrize("rule", [ScaleBehindSoftmax(), SoftmaxOfExp(), TransposeTwice()], ids=lambda rule: rule.name)
+class NearlySix(Rule[None]):
+    """``clip(x, 0, 6.5) -> relu6(x)``, which is wrong for few numbers."""
+
+    def pattern(self, op: Ops, /, x: Value) -> Any:
+        return op.clip(x=x, alpha=0.0, beta=6.5)
+
+    def check(self, m: Match, /) -> None:
+        """Wherever it is found."""
+
+    def rewrite(self, op: Builder, m: Match, facts: None, /) -> Var:
+        made: Var = op.relu6(x=m.x)
+        return made
+
+
+WRONG = [ScaleBehindSoftmax(), SoftmaxOfExp(), TransposeTwice(), NearlySix()]
+
+
+@pytest.mark.parametrize("rule", WRONG, ids=lambda rule: rule.name)
 def test_wrong_rules_are_found(rule: Rule[Any]) -> None:
     with pytest.raises(AssertionError, match=f"{rule.name}: differs: "):
         check_rule(rule, mil.matching(rule), max_examples=300)  # few permutations are wrong, and keep the shape
