@@ -175,14 +175,6 @@ EQUIVALENT: dict[tuple[str, str], dict[tuple[str, str], str]] = {
             "op.one_of('sum', add=mean, none=op.add(y=eps, x=mean))",
         ): _ORDER,
         (
-            "op.one_of('squares', pow=op.pow(x=wide, y=2.0), mul=op.mul(x=wide, y=wide), square=op.square(x=wide))",
-            "op.one_of('squares', pow=op.mul(x=wide, y=wide), mul=op.pow(x=wide, y=2.0), square=op.square(x=wide))",
-        ): _ORDER,
-        (
-            "op.one_of('squares', pow=op.pow(x=wide, y=2.0), mul=op.mul(x=wide, y=wide), square=op.square(x=wide))",
-            "op.one_of('squares', pow=op.pow(x=wide, y=2.0), mul=op.square(x=wide), square=op.mul(x=wide, y=wide))",
-        ): _ORDER,
-        (
             "op.one_of('reciprocal', rsqrt=op.rsqrt(x=total, epsilon=inside), power=op.pow(x=total, y=-0.5), "
             "inverse=op.inverse(x=op.sqrt(x=total), epsilon=outside), division=op.real_div(x=1.0, y=op.sqrt(x=total)))",
             "op.one_of('reciprocal', rsqrt=op.pow(x=total, y=-0.5), power=op.rsqrt(x=total, epsilon=inside), "
