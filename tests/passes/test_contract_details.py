@@ -280,6 +280,15 @@ def test_reasons_of_the_pass_itself() -> None:
     assert refused(made) == ("", "needs iOS18, the function is iOS17")
 
 
+def test_what_kv_to_state_refuses_is_told() -> None:
+    made = model()
+    del made.metadata["milopt.context"]
+    assert refused(made) == (
+        "present_key_0",
+        "its shape is flexible: say how many slots there are (context=N)",
+    )
+
+
 @pytest.mark.parametrize("style", ["anemll", "coreml-llm"])
 def test_contracts_of_folders(style: Any) -> None:
     made = model()

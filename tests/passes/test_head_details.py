@@ -319,6 +319,14 @@ def test_layers_that_are_no_heads() -> None:
     ) == [("conv comes before it, and no layer", "logits")]
 
 
+def test_a_computed_kernel_is_no_weight() -> None:
+    def build(x: Any) -> Any:
+        kernel = mb.mul(x=np.ones((24, 5, 1), np.float32), y=mb.reduce_sum(x=x, axes=[0, 1, 2], keep_dims=True))
+        return mb.conv(x=x, weight=kernel, name="logits")
+
+    assert refused(build, slices=2) == [("conv comes before it, and no layer", "logits")]
+
+
 def test_an_output_that_is_not_the_logits_is_chosen_by_its_length() -> None:
     def several(x: Any) -> Any:
         return (
