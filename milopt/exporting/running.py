@@ -17,7 +17,7 @@ from milopt.exporting.durable import FINDER, described, locked, scratch, sync_fo
 from milopt.exporting.errors import ExportError
 from milopt.exporting.journal import JOURNAL, Journal, Key, Record, difference
 from milopt.files import remove_folder
-from milopt.package.exchanging import exchange
+from milopt.package.exchanging import put
 
 __all__ = ["Outcome", "Step", "Tell", "run_steps"]
 
@@ -168,7 +168,7 @@ class _Run:
             sync_tree(fresh)
             files = described(fresh, step.folder)
             old = _old(self.root, step)
-            _put(fresh, own, old)
+            put(fresh, own, old)
             sync_folder(self.root)
             self.journal.add(step.folder, Record(key, files, notes))
             remove_folder(old)
@@ -176,22 +176,6 @@ class _Run:
             remove_folder(fresh)
         record = self.journal.records[step.folder]
         self.outcomes.append(Outcome(step, True, reason, time.perf_counter() - begun, record.bytes, notes))
-
-
-def _put(fresh: Path, own: Path, old: Path) -> None:
-    """``fresh`` becomes ``own``. What that was gets another name, of the two, and its own again if something fails."""
-    if not own.exists():
-        fresh.rename(own)
-        return
-    if exchange(fresh, own):
-        return
-    try:
-        own.rename(old)
-        fresh.rename(own)
-    except BaseException:
-        if old.exists() and not own.exists():
-            old.rename(own)
-        raise
 
 
 def _fresh(root: Path, step: Step) -> Path:

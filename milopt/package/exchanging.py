@@ -13,11 +13,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["exchange"]
+__all__ = ["exchange", "put"]
 
 _AT_FDCWD = -100
 _EXCHANGE = 2  # Linux's RENAME_EXCHANGE, and macOS's RENAME_SWAP
 _UNSUPPORTED = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
+
+
+def put(fresh: Path, path: Path, aside: Path) -> None:
+    """``fresh`` becomes ``path``. What was there is ``fresh`` then, or ``aside``; it comes back if that fails."""
+    if not path.exists():
+        fresh.rename(path)
+        return
+    if exchange(fresh, path):
+        return
+    try:
+        path.rename(aside)
+        fresh.rename(path)
+    except BaseException:
+        if aside.exists() and not path.exists():
+            aside.rename(path)
+        raise
 
 
 def exchange(one: Path, other: Path) -> bool:

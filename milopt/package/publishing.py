@@ -19,7 +19,7 @@ from pathlib import Path
 from milopt.errors import PackageError
 from milopt.files import remove_folder
 from milopt.package.container import MANIFEST
-from milopt.package.exchanging import exchange
+from milopt.package.exchanging import put
 
 __all__ = ["published", "recover"]
 
@@ -132,26 +132,13 @@ def _clean(path: Path) -> None:
 
 def _swap(fresh: Path, path: Path) -> None:
     """``fresh`` becomes ``path``, and an old ``path`` is removed."""
-    if not path.exists():
-        fresh.rename(path)
-    elif not exchange(fresh, path):
-        _replace(fresh, path)
-    _sync_folder(path.parent)
-
-
-def _replace(fresh: Path, path: Path) -> None:
-    """Rename ``fresh`` to ``path``; the old ``path`` steps aside first, and back if that fails."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
     try:
-        path.rename(aside)
-        fresh.rename(path)
-    except BaseException:
-        if aside.exists() and not path.exists():
-            aside.rename(path)
-        raise
+        put(fresh, path, aside)
     finally:
         if path.exists():
             remove_folder(aside)
+    _sync_folder(path.parent)
 
 
 def _sync(folder: Path) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from milopt.exporting import ExportError, durable, running
+from milopt.exporting import ExportError, durable
 from milopt.exporting.durable import locked
 from milopt.exporting.running import Outcome, Tell
+from milopt.package import exchanging
 from milopt.package.exchanging import exchange
 from tests.exporting.counting import FOLDERS, quietly, run, steps, tree
 from tests.exporting.killing import Killer
@@ -107,7 +108,7 @@ def test_a_finished_set_stays_until_the_new_one_is_there(
         return exchanged and exchange(one, other)
 
     with monkeypatch.context() as patched:
-        patched.setattr(running, "exchange", swapped)
+        patched.setattr(exchanging, "exchange", swapped)
         patched.setattr(Path, "rename", renamed)
         with pytest.raises(KeyboardInterrupt):
             run(root, "aBcd", force=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from milopt.package import load, publishing, storing
+from milopt.package import exchanging, load, publishing, storing
 from milopt.package.exchanging import exchange
 from milopt.text import text
 
@@ -35,7 +35,7 @@ def saved_and_killed(model: Any, path: Path, moment: int, *, by_renames: bool) -
                 os.kill(os.getpid(), signal.SIGKILL)
             count += 1
 
-        modules: Any = (storing, publishing)
+        modules: Any = (storing, exchanging)
         put = modules[0]._put
 
         def counted(file: Any, content: Any) -> None:

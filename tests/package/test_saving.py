@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from milopt.errors import PackageError
-from milopt.package import load, publishing, saving, storing
+from milopt.package import exchanging, load, publishing, saving, storing
 from milopt.text import text
 
 from .support import linear, tree
@@ -103,7 +103,7 @@ def test_old_package_comes_back_when_the_last_step_fails(
         del one, other
         return False
 
-    monkeypatch.setattr(publishing, "exchange", never)
+    monkeypatch.setattr(exchanging, "exchange", never)
 
     def fail_on_the_new_one(self: Path, target: Path) -> Path:
         if self.suffix == ".new":
